@@ -1,0 +1,247 @@
+//! Features: a latent of the SAE as people see it.
+
+use crate::{activation::Activation, source::Provenance};
+use serde::{Deserialize, Serialize};
+
+/// The paper's categories, and two that the pocket demo needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Category {
+    Scene,
+    Object,
+    Part,
+    Material,
+    Texture,
+    Color,
+    Emotion,
+    Position,
+    Text,
+    #[default]
+    Unknown,
+}
+
+impl Category {
+    pub const ALL: [Self; 10] = [
+        Self::Object,
+        Self::Emotion,
+        Self::Color,
+        Self::Texture,
+        Self::Position,
+        Self::Scene,
+        Self::Part,
+        Self::Material,
+        Self::Text,
+        Self::Unknown,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Scene => "scene",
+            Self::Object => "object",
+            Self::Part => "part",
+            Self::Material => "material",
+            Self::Texture => "texture",
+            Self::Color => "color",
+            Self::Emotion => "emotion",
+            Self::Position => "position",
+            Self::Text => "text",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|category| category.as_str() == name)
+    }
+}
+
+/// A score of an explanation, always beside its random baseline.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Score {
+    /// In 0..=1 for IoU.
+    pub value: f32,
+    /// The same score of the same label on random pictures' maps.
+    pub baseline: f32,
+    /// e.g. `iou`, `pmi`.
+    pub explanation_score_type_name: String,
+    /// What computed it, e.g. `dissect (exact masks)`.
+    pub explanation_score_model_name: String,
+}
+
+/// What somebody (a person, a model, a method) says a feature is about.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    pub id: String,
+    pub description: String,
+    /// Method: `dissect` or `words`.
+    pub type_name: String,
+    /// Author model or method, for people.
+    pub explanation_model_name: String,
+    pub category: Category,
+    pub scores: Vec<Score>,
+    /// `YYYY-MM-DD`.
+    pub created_at: String,
+}
+
+/// Bars of a histogram: `heights[i]` counts values in `[edges[i], edges[i+1])`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Histogram {
+    pub heights: Vec<f32>,
+    pub edges: Vec<f32>,
+}
+
+/// One feature, whole. Names of statistics are Neuronpedia's.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Feature {
+    #[serde(rename = "modelId")]
+    pub model_id: String,
+    /// The source id, e.g. `3-res-3k` (Neuronpedia calls it `layer`).
+    pub layer: String,
+    pub index: u32,
+    /// Largest activation seen on the cache set.
+    #[serde(rename = "maxActApprox")]
+    pub max_act_approx: f32,
+    /// Mean of the non-zero activations.
+    #[serde(rename = "meanAct")]
+    pub mean_act: f32,
+    /// Share of picture tokens where it fires (its density).
+    pub frac_nonzero: f32,
+    /// Share of pictures where it fires on at least one patch.
+    #[serde(rename = "fracPictures")]
+    pub frac_pictures: f32,
+    pub freq_hist_data_bar_heights: Vec<f32>,
+    pub freq_hist_data_bar_values: Vec<f32>,
+    /// Output tokens that the decoder row raises most, through the final norm and the unembedding.
+    pub pos_str: Vec<String>,
+    pub pos_values: Vec<f32>,
+    /// Output tokens it lowers most.
+    pub neg_str: Vec<String>,
+    pub neg_values: Vec<f32>,
+    #[serde(rename = "topkCosSimIndices")]
+    pub topk_cos_sim_indices: Vec<u32>,
+    #[serde(rename = "topkCosSimValues")]
+    pub topk_cos_sim_values: Vec<f32>,
+    pub explanations: Vec<Explanation>,
+    pub dead: bool,
+    pub provenance: Provenance,
+}
+
+impl Feature {
+    /// The best explanation, if there is one.
+    pub fn label(&self) -> Option<&Explanation> {
+        self.explanations.first()
+    }
+}
+
+/// One feature as a row or a card.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FeatureSummary {
+    #[serde(rename = "modelId")]
+    pub model_id: String,
+    pub layer: String,
+    pub index: u32,
+    pub label: Option<String>,
+    pub category: Category,
+    /// Best score of the label.
+    pub score: Option<Score>,
+    #[serde(rename = "maxActApprox")]
+    pub max_act_approx: f32,
+    pub frac_nonzero: f32,
+    pub dead: bool,
+    /// Its best picture, for a thumbnail with a heat map.
+    pub thumbnail: Option<Activation>,
+}
+
+/// Order of a feature list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum FeatureSort {
+    /// Best-scored labels first.
+    #[default]
+    Score,
+    Index,
+    /// Densest first.
+    Density,
+    /// Largest maximum first.
+    Max,
+}
+
+impl FeatureSort {
+    pub const ALL: [Self; 4] = [Self::Score, Self::Index, Self::Density, Self::Max];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Score => "score",
+            Self::Index => "index",
+            Self::Density => "density",
+            Self::Max => "max",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|sort| sort.as_str() == name)
+    }
+}
+
+/// Query of `GET …/features`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::IntoParams))]
+#[serde(default)]
+pub struct FeatureQuery {
+    /// Words to find in labels (prefix match), or a feature index.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub q: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub category: Option<Category>,
+    pub sort: FeatureSort,
+    /// Only features with a score at least this high.
+    #[serde(rename = "minScore", skip_serializing_if = "Option::is_none")]
+    pub min_score: Option<f32>,
+    /// Only dead (`true`) or living (`false`) features.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dead: Option<bool>,
+    /// 0-based page.
+    pub page: u32,
+    /// Features per page, at most 200; 0 means the default of 48.
+    #[serde(rename = "perPage")]
+    pub per_page: u32,
+}
+
+/// Answer of `GET …/features`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct FeatureList {
+    pub features: Vec<FeatureSummary>,
+    pub total: u32,
+    pub page: u32,
+    pub per_page: u32,
+}
+
+/// A feature near another.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Neighbour {
+    pub feature: FeatureSummary,
+    /// Cosine of the decoder rows, or the Jaccard overlap of the patches where both fire.
+    pub value: f32,
+}
+
+/// Answer of `GET …/features/{index}/neighbours`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Neighbours {
+    /// Nearest by cosine of decoder rows.
+    pub by_decoder: Vec<Neighbour>,
+    /// Features that fire on the same patches.
+    pub by_firing: Vec<Neighbour>,
+}

@@ -1,0 +1,27 @@
+//! The wire types of LMM Scope. Field names are the field's own (Neuronpedia's, see `docs/architecture.md`);
+//! serde only, so that the page, the worker and the server share one definition.
+//!
+//! One module per thing a person can name: [`source`], [`feature`], [`activation`], [`picture`], [`steer`],
+//! [`extract`], [`problem`], and [`gpu`] for what the page says to its GPU worker.
+
+pub mod activation;
+pub mod extract;
+pub mod feature;
+pub mod gpu;
+pub mod picture;
+pub mod problem;
+pub mod source;
+pub mod steer;
+
+pub use activation::{Activation, ActivationImage, ActivationKind, Activations, TextActivation};
+pub use extract::{EXTRACT_KINDS_HEADER, ExtractQuery, TokenKind, TokenSpan};
+pub use feature::{
+    Category, Explanation, Feature, FeatureList, FeatureQuery, FeatureSort, FeatureSummary, Histogram, Neighbour,
+    Neighbours, Score,
+};
+pub use picture::{Picture, PictureActivations, PictureList, PictureObject, Rect};
+pub use problem::{ErrorCode, Problem};
+pub use source::{Provenance, Source};
+pub use steer::{
+    Column, Positions, SteerEvent, SteerFeature, SteerMethod, SteerRequest, SteerResult, SteeredText, TextToken,
+};

@@ -1,0 +1,137 @@
+//! `POST /api/v1/{model}/{source}/steer`: original, reconstructed and steered text, streamed as SSE.
+
+use crate::source::Provenance;
+use serde::{Deserialize, Serialize};
+
+/// How a feature is changed (Neuronpedia's names, and the paper's clamp).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum SteerMethod {
+    /// Set the latent to `strength`, re-run TopK, decode (paper section 3.4).
+    #[default]
+    Clamp,
+    /// Add `strength` times the decoder row to the stream.
+    SimpleAdditive,
+    /// Set the latent to zero.
+    Ablate,
+}
+
+/// Where the change applies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Positions {
+    #[default]
+    All,
+    Prefill,
+    Image,
+    Text,
+    Generated,
+}
+
+impl Positions {
+    pub const ALL: [Self; 5] = [Self::All, Self::Prefill, Self::Image, Self::Text, Self::Generated];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Prefill => "prefill",
+            Self::Image => "image",
+            Self::Text => "text",
+            Self::Generated => "generated",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|positions| positions.as_str() == name)
+    }
+}
+
+/// One steered feature.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct SteerFeature {
+    pub index: u32,
+    /// Clamp value, or the factor of the decoder row; ignored by `ABLATE`.
+    pub strength: f32,
+}
+
+/// Body of the steer route.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct SteerRequest {
+    pub features: Vec<SteerFeature>,
+    pub steer_method: SteerMethod,
+    pub positions: Positions,
+    /// Goes through the chat template.
+    pub prompt: String,
+    /// Id of a demo picture, if one is shown.
+    pub picture: Option<String>,
+    /// The visitor's own picture as a `data:` URL (base64); never stored.
+    pub image: Option<String>,
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// New tokens at most; 0 means the default of 64, at most 256.
+    pub n_tokens: u32,
+    pub seed: u64,
+}
+
+/// Which of the three texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Column {
+    /// The model as it is (`original`).
+    Default,
+    /// The SAE's reconstruction in the stream, nothing changed.
+    Reconstructed,
+    /// The reconstruction with the features changed.
+    Steered,
+}
+
+/// One generated token.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TextToken {
+    pub text: String,
+    pub id: u32,
+    /// Natural log of its probability.
+    pub logprob: f32,
+}
+
+/// SSE events (`event: steer`, JSON in `data`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum SteerEvent {
+    /// One token of one column.
+    Token { column: Column, token: TextToken },
+    /// All three texts, whole; the last event of a good run.
+    Done { result: SteerResult },
+    /// The last event of a failed run.
+    Failed { detail: String },
+}
+
+/// One of the three texts, whole.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SteeredText {
+    pub text: String,
+    pub tokens: Vec<TextToken>,
+}
+
+/// Result of a steer run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SteerResult {
+    #[serde(rename = "DEFAULT")]
+    pub default: SteeredText,
+    #[serde(rename = "RECONSTRUCTED")]
+    pub reconstructed: SteeredText,
+    #[serde(rename = "STEERED")]
+    pub steered: SteeredText,
+    pub provenance: Provenance,
+}

@@ -1,0 +1,1 @@
+//! LLaVA-NeXT, the TopK SAE and interventions in burn

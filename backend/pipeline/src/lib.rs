@@ -1,0 +1,1 @@
+//! Datasets, caching, examples, training: how the numbers are made

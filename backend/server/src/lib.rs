@@ -1,0 +1,1 @@
+//! The lmm-scope binary: page, API, engine

@@ -1,0 +1,1 @@
+//! The web worker that owns the visitor's GPU

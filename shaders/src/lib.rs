@@ -1,0 +1,1 @@
+//! WGSL kernels, their host code and their CPU twins

@@ -1,0 +1,1 @@
+//! Service, browser and parity tests

@@ -1,0 +1,1 @@
+//! Builds the browser bundles and runs wasm tests
