@@ -199,6 +199,9 @@ pub struct FeatureQuery {
     /// Words to find in labels (prefix match), or a feature index.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub q: String,
+    /// Only these features, comma separated (`17,293`): the summaries of a ranked list in one request.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ids: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub category: Option<Category>,
     pub sort: FeatureSort,

@@ -1,0 +1,64 @@
+# LMM Scope. `make` lists the targets; README.md says what they are for.
+# Recipes run one cargo at a time, so nothing is compiled twice and two cores are enough.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BIN := $(abspath $(TARGET))/debug
+WASM := --target wasm32-unknown-unknown
+STYLE := -- -D warnings
+# Flags for `lmm-scope serve`, e.g. make demo SERVE="--listen 0.0.0.0:8080"
+SERVE ?=
+
+# $(call phase,name,command): says what runs and how long it took.
+phase = @begun=$$SECONDS; printf '\n\033[1m▶ %s\033[0m\n' '$(1)'; $(2); printf '✓ %s: %d s\n' '$(1)' $$((SECONDS - begun))
+
+.PHONY: help demo test bench check fmt clean screenshots
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## build everything and open the pocket demo on http://127.0.0.1:3000
+	@cargo build --package xtask --package server
+	@$(BIN)/xtask setup --demo
+	@$(BIN)/xtask bundle
+	@$(BIN)/lmm-scope serve $(SERVE)
+
+test: ## every check and test, in this order: style, native build, bundles, native and browser tests, kernels in the browser
+	$(call phase,format,cargo fmt --all --check)
+	$(call phase,clippy,cargo clippy --workspace --all-targets $(STYLE))
+	$(call phase,build,cargo build --workspace --bins --examples --tests)
+	$(call phase,setup,$(BIN)/xtask setup)
+	$(call phase,clippy of the browser crates,$(call clippy-wasm))
+	$(call phase,bundles,$(BIN)/xtask bundle)
+	$(call phase,tests,LMM_SCOPE_BIN=$(BIN)/lmm-scope cargo nextest run --workspace)
+	$(call phase,doc tests,cargo test --workspace --doc --quiet)
+	$(call phase,kernels in the browser,CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER=$(BIN)/wasm-runner cargo test --package shaders $(WASM))
+
+check: ## style and types only, native and wasm: the quick look before a commit
+	$(call phase,format,cargo fmt --all --check)
+	$(call phase,clippy,cargo clippy --workspace --all-targets $(STYLE))
+	$(call phase,setup,cargo xtask setup --demo)
+	$(call phase,clippy of the browser crates,$(call clippy-wasm))
+
+clippy-wasm = cargo clippy --package frontend --no-default-features --features hydrate $(WASM) $(STYLE); \
+	cargo clippy --package gpu-worker $(WASM) $(STYLE); \
+	cargo clippy --package shaders --tests $(WASM) $(STYLE)
+
+bench: ## measure the GPU kernels against their CPU twins
+	@cargo run --package shaders --example bench
+
+fmt: ## format every Rust file
+	@cargo fmt --all
+
+screenshots: ## every page at desktop and phone size, light and dark, into target/screenshots/pages
+	@cargo build --workspace --bins --examples --tests
+	@$(BIN)/xtask setup
+	@$(BIN)/xtask bundle
+	@LMM_SCOPE_BIN=$(BIN)/lmm-scope $(BIN)/examples/screenshots $(TARGET)/screenshots/pages
+
+clean: ## remove everything that was built
+	@cargo clean

@@ -1,0 +1,176 @@
+//! The CLIP vision tower (Radford et al. 2021; Hugging Face `CLIPVisionModel`).
+//!
+//! Pre-norm transformer with quick-GELU: `h ← h + Attn(LN₁ h)`, `h ← h + MLP(LN₂ h)`. LLaVA reads the output of an
+//! inner block (`vision_feature_layer`), never the post-norm.
+
+use crate::Error;
+use crate::config::VisionConfig;
+use crate::stem::Stem;
+use crate::weights::TensorIo;
+use burn::module::{Module, Param};
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::activation::{sigmoid, softmax};
+use burn::tensor::{Tensor, backend::Backend};
+
+/// Patch embedding, positions, blocks.
+#[derive(Module, Debug)]
+pub struct ClipVision<B: Backend> {
+    /// CLIP's own embedding; absent when a stem stands in its place.
+    patch: Option<PatchEmbedding<B>>,
+    stem: Option<Stem<B>>,
+    /// `[positions, hidden]`: patches, and the class token first if there is one.
+    position: Param<Tensor<B, 2>>,
+    pre_norm: LayerNorm<B>,
+    blocks: Vec<ClipBlock<B>>,
+    post_norm: LayerNorm<B>,
+}
+
+#[derive(Module, Debug)]
+struct PatchEmbedding<B: Backend> {
+    class: Param<Tensor<B, 1>>,
+    conv: Conv2d<B>,
+}
+
+#[derive(Module, Debug)]
+struct ClipBlock<B: Backend> {
+    norm1: LayerNorm<B>,
+    q: Linear<B>,
+    k: Linear<B>,
+    v: Linear<B>,
+    out: Linear<B>,
+    norm2: LayerNorm<B>,
+    fc1: Linear<B>,
+    fc2: Linear<B>,
+    heads: usize,
+}
+
+/// `x · σ(1.702 x)`: CLIP's approximation of GELU.
+fn quick_gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    x.clone() * sigmoid(x * 1.702)
+}
+
+impl VisionConfig {
+    pub fn init<B: Backend>(&self, device: &B::Device) -> ClipVision<B> {
+        let hidden = self.hidden_size;
+        let small = Initializer::Normal { mean: 0.0, std: 0.02 };
+        let patches = self.grid() * self.grid();
+        let patch = self.stem.is_none().then(|| PatchEmbedding {
+            class: small.init([hidden], device),
+            conv: Conv2dConfig::new([3, hidden], [self.patch_size, self.patch_size])
+                .with_stride([self.patch_size, self.patch_size])
+                .with_bias(false)
+                .init(device),
+        });
+        let positions = patches + usize::from(patch.is_some());
+        let norm = |d| LayerNormConfig::new(d).with_epsilon(self.layer_norm_eps).init(device);
+        ClipVision {
+            patch,
+            stem: self.stem.as_ref().map(|stem| stem.init(device)),
+            position: small.init([positions, hidden], device),
+            pre_norm: norm(hidden),
+            blocks: (0..self.num_hidden_layers).map(|_| ClipBlock::new(self, device)).collect(),
+            post_norm: norm(hidden),
+        }
+    }
+}
+
+impl<B: Backend> ClipBlock<B> {
+    fn new(config: &VisionConfig, device: &B::Device) -> Self {
+        let hidden = config.hidden_size;
+        let square = || LinearConfig::new(hidden, hidden).init(device);
+        let norm = || LayerNormConfig::new(hidden).with_epsilon(config.layer_norm_eps).init(device);
+        Self {
+            norm1: norm(),
+            q: square(),
+            k: square(),
+            v: square(),
+            out: square(),
+            norm2: norm(),
+            fc1: LinearConfig::new(hidden, config.intermediate_size).init(device),
+            fc2: LinearConfig::new(config.intermediate_size, hidden).init(device),
+            heads: config.num_attention_heads,
+        }
+    }
+
+    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let x = x.clone() + self.attention(self.norm1.forward(x));
+        let mlp = self.fc2.forward(quick_gelu(self.fc1.forward(self.norm2.forward(x.clone()))));
+        x + mlp
+    }
+
+    /// Full self-attention over the patches; `[batch, positions, hidden]` in and out.
+    fn attention(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, positions, hidden] = x.dims();
+        let head = hidden / self.heads;
+        let split = |t: Tensor<B, 3>| t.reshape([batch, positions, self.heads, head]).swap_dims(1, 2);
+        let (q, k, v) = (self.q.forward(x.clone()), self.k.forward(x.clone()), self.v.forward(x));
+        let scores = split(q).matmul(split(k).swap_dims(2, 3)) / (head as f64).sqrt();
+        let mixed = softmax(scores, 3).matmul(split(v));
+        self.out.forward(mixed.swap_dims(1, 2).reshape([batch, positions, hidden]))
+    }
+}
+
+impl<B: Backend> ClipVision<B> {
+    /// Hidden state number `layer` (0: the embedding, `n`: output of block `n − 1`).
+    ///
+    /// # Shapes
+    /// - pixels: `[batch, 3, side, side]`, normalised
+    /// - output: `[batch, positions, hidden]`; the class token, if any, is position 0
+    pub fn hidden_at(&self, pixels: Tensor<B, 4>, layer: usize) -> Tensor<B, 3> {
+        let embedded = match (&self.patch, &self.stem) {
+            (Some(patch), _) => patch.forward(pixels),
+            (None, Some(stem)) => stem.forward(pixels),
+            (None, None) => unreachable!("VisionConfig::init makes one of the two"),
+        };
+        let embedded = embedded + self.position.val().unsqueeze();
+        self.blocks.iter().take(layer).fold(self.pre_norm.forward(embedded), |x, block| block.forward(x))
+    }
+
+    /// Number of blocks.
+    pub fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// True if position 0 is a class token.
+    pub fn has_class_token(&self) -> bool {
+        self.patch.is_some()
+    }
+
+    /// Checkpoint keys under `path` (`vision_tower.vision_model`).
+    pub fn tensors(&mut self, path: &str, io: &mut impl TensorIo<B>) -> Result<(), Error> {
+        if let Some(patch) = &mut self.patch {
+            io.param(&format!("{path}.embeddings.class_embedding"), &mut patch.class)?;
+            io.conv(&format!("{path}.embeddings.patch_embedding"), &mut patch.conv)?;
+        }
+        if let Some(stem) = &mut self.stem {
+            stem.tensors(&format!("{path}.embeddings.stem"), io)?;
+        }
+        io.param(&format!("{path}.embeddings.position_embedding.weight"), &mut self.position)?;
+        // The misspelling is Hugging Face's.
+        io.layer_norm(&format!("{path}.pre_layrnorm"), &mut self.pre_norm)?;
+        for (b, block) in self.blocks.iter_mut().enumerate() {
+            let path = format!("{path}.encoder.layers.{b}");
+            io.layer_norm(&format!("{path}.layer_norm1"), &mut block.norm1)?;
+            io.linear(&format!("{path}.self_attn.q_proj"), &mut block.q)?;
+            io.linear(&format!("{path}.self_attn.k_proj"), &mut block.k)?;
+            io.linear(&format!("{path}.self_attn.v_proj"), &mut block.v)?;
+            io.linear(&format!("{path}.self_attn.out_proj"), &mut block.out)?;
+            io.layer_norm(&format!("{path}.layer_norm2"), &mut block.norm2)?;
+            io.linear(&format!("{path}.mlp.fc1"), &mut block.fc1)?;
+            io.linear(&format!("{path}.mlp.fc2"), &mut block.fc2)?;
+        }
+        io.layer_norm(&format!("{path}.post_layernorm"), &mut self.post_norm)
+    }
+}
+
+impl<B: Backend> PatchEmbedding<B> {
+    /// `[batch, 3, side, side]` to `[batch, 1 + patches, hidden]`.
+    fn forward(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
+        let patches = self.conv.forward(pixels);
+        let [batch, hidden, rows, columns] = patches.dims();
+        let patches = patches.reshape([batch, hidden, rows * columns]).swap_dims(1, 2);
+        let class = self.class.val().reshape([1, 1, hidden]).repeat_dim(0, batch);
+        Tensor::cat(vec![class, patches], 1)
+    }
+}

@@ -1,0 +1,40 @@
+//! What can go wrong with a model: always with the file, what was expected and what was found.
+
+use std::path::{Path, PathBuf};
+
+/// Errors of this crate. Knows nothing of HTTP.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot read {path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {reason}")]
+    BadFile { path: PathBuf, reason: String },
+    #[error("{path}: tensor `{name}` is missing")]
+    MissingTensor { path: PathBuf, name: String },
+    #[error("{path}: tensor `{name}` has shape {found:?}, expected {expected:?}")]
+    TensorShape { path: PathBuf, name: String, expected: Vec<usize>, found: Vec<usize> },
+    #[error("{path}: tensors that no part of the model knows: {names}")]
+    ExtraTensors { path: PathBuf, names: String },
+    #[error("the chat template failed: {0}")]
+    Template(String),
+    #[error("the tokenizer failed: {0}")]
+    Tokenizer(String),
+    #[error("{0}")]
+    BadInput(String),
+    #[error("the prompt needs {tokens} tokens, but the model takes at most {limit}; shorten it")]
+    PromptTooLong { tokens: usize, limit: usize },
+    #[error("feature {index} does not exist: the SAE has {latents} latents (0 to {})", latents - 1)]
+    UnknownFeature { index: usize, latents: usize },
+    #[error("layer {layer} does not exist: the model has {blocks} blocks (0 to {})", blocks - 1)]
+    UnknownLayer { layer: usize, blocks: usize },
+}
+
+impl Error {
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_path_buf(), source }
+    }
+
+    pub(crate) fn bad_file(path: &Path, reason: impl std::fmt::Display) -> Self {
+        Self::BadFile { path: path.to_path_buf(), reason: reason.to_string() }
+    }
+}

@@ -1,0 +1,199 @@
+//! Picture to pixel values, as Hugging Face `LlavaNextImageProcessor` and Pillow do it.
+//!
+//! Resizing is Pillow's antialiased bicubic (a = −0.5) in its fixed-point arithmetic, rows first, rounding to 8 bits
+//! between the passes; other libraries' "CatmullRom" differs by a level or more.
+
+use crate::Error;
+use crate::anyres::{TileGrid, fitted_size};
+use crate::config::LlavaNextConfig;
+use image::{DynamicImage, RgbImage};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// `preprocessor_config.json`: only the fields that differ between checkpoints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ImageProcessor {
+    #[serde(default = "clip_mean")]
+    pub image_mean: [f32; 3],
+    #[serde(default = "clip_std")]
+    pub image_std: [f32; 3],
+    #[serde(default = "clip_rescale")]
+    pub rescale_factor: f32,
+}
+
+fn clip_mean() -> [f32; 3] {
+    [0.481_454_66, 0.457_827_5, 0.408_210_73]
+}
+fn clip_std() -> [f32; 3] {
+    [0.268_629_54, 0.261_302_58, 0.275_777_11]
+}
+fn clip_rescale() -> f32 {
+    1.0 / 255.0
+}
+
+impl Default for ImageProcessor {
+    fn default() -> Self {
+        Self { image_mean: clip_mean(), image_std: clip_std(), rescale_factor: clip_rescale() }
+    }
+}
+
+/// Normalised tiles, the distorted base picture first.
+#[derive(Debug, Clone)]
+pub struct PixelValues {
+    /// `[tiles, 3, side, side]`, row-major.
+    pub values: Vec<f32>,
+    pub tiles: usize,
+    pub side: usize,
+    pub layout: Option<TileGrid>,
+}
+
+impl ImageProcessor {
+    /// Reads `preprocessor_config.json` in `dir`; CLIP's values if the file is absent.
+    pub fn load(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join("preprocessor_config.json");
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
+        serde_json::from_str(&text).map_err(|error| Error::bad_file(&path, error))
+    }
+
+    /// Cuts, resizes and normalises one picture.
+    pub fn process(&self, config: &LlavaNextConfig, picture: &DynamicImage) -> PixelValues {
+        let rgb = picture.to_rgb8();
+        let side = config.vision_config.image_size;
+        let size = [rgb.height() as usize, rgb.width() as usize];
+        let layout = TileGrid::new(size, &config.image_grid_pinpoints, side, config.vision_config.grid());
+        let mut pictures = vec![resize_bicubic(&rgb, [side, side])];
+        if let Some(tiles) = &layout {
+            pictures.extend(cut_tiles(&rgb, tiles, side));
+        }
+        let tiles = pictures.len();
+        let values = pictures.iter().flat_map(|picture| self.normalise(picture)).collect();
+        PixelValues { values, tiles, side, layout }
+    }
+
+    /// `[height, width, 3]` bytes to `[3, height, width]` floats.
+    pub fn normalise(&self, picture: &RgbImage) -> Vec<f32> {
+        let raw = picture.as_raw();
+        (0..3)
+            .flat_map(|channel| {
+                let (mean, std) = (self.image_mean[channel], self.image_std[channel]);
+                raw.iter().skip(channel).step_by(3).map(move |&level| (f32::from(level) * self.rescale_factor - mean) / std)
+            })
+            .collect()
+    }
+}
+
+/// The picture fitted into the tile canvas, centred on black, cut row by row.
+fn cut_tiles(picture: &RgbImage, tiles: &TileGrid, side: usize) -> Vec<RgbImage> {
+    let canvas_size = [tiles.rows * side, tiles.columns * side];
+    let fitted = fitted_size([picture.height() as usize, picture.width() as usize], canvas_size);
+    let resized = resize_bicubic(picture, fitted);
+    let mut canvas = RgbImage::new(canvas_size[1] as u32, canvas_size[0] as u32);
+    let (top, left) = ((canvas_size[0] - fitted[0]) / 2, (canvas_size[1] - fitted[1]) / 2);
+    image::imageops::replace(&mut canvas, &resized, left as i64, top as i64);
+    let tile = |row: usize, column: usize| {
+        let (x, y, side) = ((column * side) as u32, (row * side) as u32, side as u32);
+        image::imageops::crop_imm(&canvas, x, y, side, side).to_image()
+    };
+    (0..tiles.rows).flat_map(|row| (0..tiles.columns).map(move |column| (row, column))).map(|(r, c)| tile(r, c)).collect()
+}
+
+/// Bits after the point in Pillow's 8-bit resampling.
+const PRECISION_BITS: u32 = 32 - 8 - 2;
+
+/// Where one output pixel reads, and with which fixed-point weights.
+struct Taps {
+    start: usize,
+    weights: Vec<i32>,
+}
+
+/// Keys' cubic with a = −0.5.
+fn bicubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+/// Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc`.
+fn taps(from: usize, to: usize) -> Vec<Taps> {
+    let scale = from as f64 / to as f64;
+    let filter_scale = scale.max(1.0);
+    let support = 2.0 * filter_scale;
+    (0..to)
+        .map(|out| {
+            let center = (out as f64 + 0.5) * scale;
+            let start = ((center - support + 0.5) as i64).max(0) as usize;
+            let end = ((center + support + 0.5) as usize).min(from);
+            let raw: Vec<f64> =
+                (start..end).map(|x| bicubic((x as f64 - center + 0.5) / filter_scale)).collect();
+            let sum: f64 = raw.iter().sum();
+            let one = f64::from(1u32 << PRECISION_BITS);
+            let fixed = |weight: f64| {
+                let scaled = weight / sum * one;
+                (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
+            };
+            Taps { start, weights: raw.into_iter().map(fixed).collect() }
+        })
+        .collect()
+}
+
+/// Weighted sum of bytes `stride` apart, rounded and clipped to 8 bits.
+fn accumulate(taps: &Taps, bytes: &[u8], offset: usize, stride: usize) -> u8 {
+    let mut sum = 1i32 << (PRECISION_BITS - 1);
+    for (i, &weight) in taps.weights.iter().enumerate() {
+        sum += i32::from(bytes[offset + (taps.start + i) * stride]) * weight;
+    }
+    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+}
+
+/// Pillow's `Image.resize(…, BICUBIC)` on 8-bit RGB. `size` is `[height, width]`.
+pub fn resize_bicubic(picture: &RgbImage, size: [usize; 2]) -> RgbImage {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let [new_height, new_width] = size;
+    let source = picture.as_raw();
+    let horizontal = taps(width, new_width);
+    let mut rows = vec![0u8; height * new_width * 3];
+    for y in 0..height {
+        for (x, taps) in horizontal.iter().enumerate() {
+            for channel in 0..3 {
+                rows[(y * new_width + x) * 3 + channel] = accumulate(taps, source, y * width * 3 + channel, 3);
+            }
+        }
+    }
+    let vertical = taps(height, new_height);
+    RgbImage::from_fn(new_width as u32, new_height as u32, |x, y| {
+        let taps = &vertical[y as usize];
+        image::Rgb([0, 1, 2].map(|channel| accumulate(taps, &rows, x as usize * 3 + channel, new_width * 3)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resize_keeps_flat_pictures_flat() {
+        let flat = RgbImage::from_pixel(37, 23, image::Rgb([12, 200, 255]));
+        assert!(resize_bicubic(&flat, [64, 64]).pixels().all(|pixel| pixel.0 == [12, 200, 255]));
+    }
+
+    #[test]
+    fn resize_matches_pillow_on_a_ramp() {
+        // Pillow 11: Image.fromarray(a).resize((4, 2), BICUBIC) with a[y, x] = 16·x + 40·y, 8 wide, 4 high, all channels.
+        let ramp = RgbImage::from_fn(8, 4, |x, y| image::Rgb([(16 * x + 40 * y) as u8; 3]));
+        let small = resize_bicubic(&ramp, [2, 4]);
+        let levels: Vec<u8> = small.pixels().map(|pixel| pixel.0[0]).collect();
+        assert_eq!(levels, PILLOW_RAMP);
+    }
+
+    /// Printed by Pillow for the picture above.
+    const PILLOW_RAMP: [u8; 8] = include!("../tests/fixtures/pillow_ramp.in");
+}

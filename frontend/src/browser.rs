@@ -1,0 +1,70 @@
+//! Small things only a browser can do. Called from event handlers and effects, never while rendering on the server.
+
+use leptos::prelude::*;
+use wasm_bindgen::JsCast;
+use web_sys::{HtmlElement, HtmlInputElement, KeyboardEvent};
+
+/// Milliseconds of the page's clock.
+pub fn now_ms() -> f64 {
+    window().performance().map_or(0.0, |clock| clock.now())
+}
+
+/// Full address of this page as the visitor sees it.
+pub fn page_url() -> String {
+    window().location().href().unwrap_or_default()
+}
+
+pub fn copy(text: &str) {
+    // The promise is left alone: copying either worked or the browser told the visitor why not.
+    drop(window().navigator().clipboard().write_text(text));
+}
+
+/// Whether a key press belongs to a text field or a shortcut of the browser.
+pub fn is_typing(event: &KeyboardEvent) -> bool {
+    if event.ctrl_key() || event.meta_key() || event.alt_key() {
+        return true;
+    }
+    let target = event.target().and_then(|target| target.dyn_into::<HtmlElement>().ok());
+    target.is_some_and(|element| {
+        matches!(element.tag_name().as_str(), "INPUT" | "TEXTAREA" | "SELECT") || element.is_content_editable()
+    })
+}
+
+/// Moves the focus into the page's own search field.
+pub fn focus_search() -> bool {
+    let found = document().query_selector("main [data-testid=search-input], [data-testid=search-input]");
+    let Some(input) = found.ok().flatten().and_then(|element| element.dyn_into::<HtmlInputElement>().ok()) else {
+        return false;
+    };
+    input.select();
+    input.focus().is_ok()
+}
+
+/// The visitor's theme: `light`, `dark`, or nothing for the system's.
+pub fn theme() -> String {
+    document()
+        .document_element()
+        .and_then(|root| root.get_attribute("data-theme"))
+        .filter(|theme| theme == "light" || theme == "dark")
+        .unwrap_or_default()
+}
+
+/// Sets and remembers the theme; an empty name goes back to the system's.
+pub fn set_theme(theme: &str) {
+    let Some(root) = document().document_element() else { return };
+    let storage = window().local_storage().ok().flatten();
+    // A browser may forbid storage; the theme then lasts as long as the page.
+    if theme.is_empty() {
+        _ = root.remove_attribute("data-theme");
+        _ = storage.map(|storage| storage.remove_item("theme"));
+    } else {
+        _ = root.set_attribute("data-theme", theme);
+        _ = storage.map(|storage| storage.set_item("theme", theme));
+    }
+}
+
+/// Position of a pointer inside an element, as shares of its width and height.
+pub fn share_in(element: &HtmlElement, client_x: f64, client_y: f64) -> (f64, f64) {
+    let rect = element.get_bounding_client_rect();
+    ((client_x - rect.left()) / rect.width().max(1.0), (client_y - rect.top()) / rect.height().max(1.0))
+}

@@ -1,0 +1,181 @@
+//! Controls whose state is an address: they work as plain links and forms, and without a reload when scripts run.
+
+use leptos::prelude::*;
+
+/// One choice of a switch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    pub name: String,
+    pub href: String,
+    pub current: bool,
+    /// What it shows, for the tooltip.
+    pub about: &'static str,
+}
+
+/// A row of links of which one is current.
+#[component]
+pub fn Switch(label: &'static str, #[prop(into)] choices: Signal<Vec<Choice>>) -> impl IntoView {
+    let links = move || {
+        choices
+            .get()
+            .into_iter()
+            .map(|choice| {
+                view! {
+                    <a
+                        href=choice.href
+                        title=choice.about
+                        aria-current=choice.current.then_some("true")
+                        data-noscroll=""
+                        data-choice=choice.name.clone()
+                    >
+                        {choice.name.clone()}
+                    </a>
+                }
+            })
+            .collect_view()
+    };
+    view! {
+        <nav class="switch" aria-label=label>
+            {links}
+        </nav>
+    }
+}
+
+/// How a heat map is drawn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum View {
+    /// The rest of the picture steps back.
+    #[default]
+    Dim,
+    /// The picture stays as it is, warm light lies on the lit patches.
+    Highlight,
+    /// Only a line around the patches of at least half the maximum.
+    Outline,
+}
+
+impl View {
+    pub const ALL: [Self; 3] = [Self::Dim, Self::Highlight, Self::Outline];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dim => "dim",
+            Self::Highlight => "highlight",
+            Self::Outline => "outline",
+        }
+    }
+
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Dim => "the rest of the picture steps back",
+            Self::Highlight => "warm light on the whole picture",
+            Self::Outline => "a line around the patches of at least half the maximum",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|view| view.as_str() == name)
+    }
+}
+
+/// The search field: a plain GET form to the source page, and live where `on_input` is given.
+#[component]
+pub fn SearchField(
+    #[prop(into)] action: Signal<String>,
+    #[prop(into)] value: Signal<String>,
+    #[prop(optional, into)] on_input: Option<Callback<String>>,
+    #[prop(default = "Search the labels, or a feature's number")] placeholder: &'static str,
+) -> impl IntoView {
+    view! {
+        <form class="search" role="search" method="get" action=move || action.get()>
+            <svg viewBox="0 0 16 16" aria-hidden="true">
+                <circle cx="7" cy="7" r="4.5"></circle>
+                <path d="M10.5 10.5 14 14"></path>
+            </svg>
+            <input
+                r#type="search"
+                name="q"
+                data-testid="search-input"
+                aria-label="Search features"
+                placeholder=placeholder
+                autocomplete="off"
+                spellcheck="false"
+                value=value.get_untracked()
+                prop:value=move || value.get()
+                on:input=move |event| {
+                    if let Some(on_input) = on_input {
+                        on_input.run(event_target_value(&event));
+                    }
+                }
+            />
+            <kbd aria-hidden="true">"/"</kbd>
+        </form>
+    }
+}
+
+/// Pages of a list, as links.
+#[component]
+pub fn Pager(
+    page: u32,
+    pages: u32,
+    /// Address of page n (0-based).
+    href: impl Fn(u32) -> String + Send + 'static,
+) -> impl IntoView {
+    if pages <= 1 {
+        return ().into_any();
+    }
+    let numbers = page_numbers(page, pages)
+        .into_iter()
+        .map(|number| match number {
+            Some(number) => view! {
+                <a href=href(number) aria-current=(number == page).then_some("page")>
+                    {number + 1}
+                </a>
+            }
+            .into_any(),
+            None => view! { <span aria-hidden="true">"…"</span> }.into_any(),
+        })
+        .collect_view();
+    let previous = page.checked_sub(1).map(|page| view! { <a href=href(page) rel="prev">"← Previous"</a> });
+    let next = (page + 1 < pages).then(|| view! { <a href=href(page + 1) rel="next">"Next →"</a> });
+    view! {
+        <nav class="pager" aria-label="Pages">
+            <span class="pager-end">{previous}</span>
+            <span class="pager-numbers mono">{numbers}</span>
+            <span class="pager-end">{next}</span>
+        </nav>
+    }
+    .into_any()
+}
+
+/// First, last and the neighbours of the current page; `None` is a gap.
+fn page_numbers(page: u32, pages: u32) -> Vec<Option<u32>> {
+    let mut shown = Vec::new();
+    let mut last = None;
+    for number in (0..pages).filter(|number| *number == 0 || number + 1 == pages || number.abs_diff(page) <= 1) {
+        if last.is_some_and(|last| number > last + 1) {
+            shown.push(None);
+        }
+        shown.push(Some(number));
+        last = Some(number);
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn far_pages_are_left_out() {
+        let shown = |page, pages| page_numbers(page, pages);
+        assert_eq!(shown(0, 3), [Some(0), Some(1), Some(2)]);
+        assert_eq!(shown(5, 20), [Some(0), None, Some(4), Some(5), Some(6), None, Some(19)]);
+        assert_eq!(shown(19, 20), [Some(0), None, Some(18), Some(19)]);
+    }
+
+    #[test]
+    fn views_have_names() {
+        assert!(View::ALL.into_iter().all(|view| View::from_name(view.as_str()) == Some(view)));
+        assert_eq!(View::from_name("blink"), None);
+    }
+}

@@ -1,0 +1,64 @@
+//! The one wrapper for waiting and failing.
+
+use crate::{api::Answer, app::PageStatus};
+use api::Problem;
+use leptos::{either::Either, prelude::*};
+
+/// Shows `waiting` until the first answer, then the view of the newest answer, or its problem.
+#[component]
+pub fn Load<T, F, V>(resource: Resource<Answer<T>>, #[prop(into)] waiting: ViewFnOnce, view: F) -> impl IntoView
+where
+    T: Clone + Send + Sync + 'static,
+    F: Fn(T) -> V + Clone + Send + Sync + 'static,
+    V: IntoView + Send + 'static,
+{
+    view! {
+        <Transition fallback=waiting>
+            {move || {
+                let view = view.clone();
+                Suspend::new(async move {
+                    match resource.await {
+                        Ok(data) => Either::Left(view(data)),
+                        Err(problem) => Either::Right(view! { <ProblemView problem /> }),
+                    }
+                })
+            }}
+        </Transition>
+    }
+}
+
+/// What went wrong and what to do, from `problem+json`.
+#[component]
+pub fn ProblemView(problem: Problem) -> impl IntoView {
+    if let Some(status) = use_context::<PageStatus>() {
+        status.set(problem.status);
+    }
+    let help = problem.kind.clone();
+    let id = (!problem.request_id.is_empty()).then(|| format!("Request {}", problem.request_id));
+    view! {
+        <div class="problem" role="alert" data-testid="error-message">
+            <strong>{problem.title}</strong>
+            <p>{problem.detail}</p>
+            <p class="problem-foot">
+                <a href=help>"What this error means"</a>
+                <span class="mono">{id}</span>
+            </p>
+        </div>
+    }
+}
+
+/// Grey boxes in the shape of what comes.
+#[component]
+pub fn Skeleton(
+    /// `cards`, `feature`, `rows` or `picture`.
+    shape: &'static str,
+    #[prop(default = 1)] count: usize,
+) -> impl IntoView {
+    let boxes = (0..count).map(|_| view! { <span class="skeleton-box"></span> }).collect_view();
+    view! {
+        <div class=format!("skeleton skeleton-{shape}") aria-busy="true">
+            <span class="visually-hidden">"Loading"</span>
+            {boxes}
+        </div>
+    }
+}

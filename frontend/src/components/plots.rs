@@ -1,0 +1,221 @@
+//! Small plots, drawn as HTML and SVG on the server: score axes, histograms, word bars, and where numbers come from.
+
+use crate::format::{percent, sig3, visible_token};
+use api::{Provenance, Score};
+use leptos::prelude::*;
+
+/// Name of a score for people, and what it is.
+fn score_name(score: &Score) -> (String, &'static str) {
+    match score.explanation_score_type_name.as_str() {
+        "iou" => (
+            "IoU".into(),
+            "overlap of the lit area with the labelled thing: intersection over union, 1 is perfect",
+        ),
+        "pmi" => ("PMI".into(), "how much more often the word is in the captions where the feature fires"),
+        other => (other.to_owned(), "a score of the label"),
+    }
+}
+
+/// Position of a value on the shared axis, in percent.
+fn on_axis(value: f32, end: f32) -> f32 {
+    (value / end * 100.0).clamp(0.0, 100.0)
+}
+
+/// All scores of a label, each as a dot beside its random baseline, on one shared axis.
+#[component]
+pub fn ScoreAxis(scores: Vec<Score>) -> impl IntoView {
+    let end = scores.iter().map(|score| score.value.max(score.baseline)).fold(1.0, f32::max);
+    let rows = scores
+        .into_iter()
+        .map(|score| {
+            let (name, meaning) = score_name(&score);
+            let style = format!("--v:{:.1}%;--b:{:.1}%", on_axis(score.value, end), on_axis(score.baseline, end));
+            let text = format!("{name} {}, random pictures {}", sig3(score.value), sig3(score.baseline));
+            view! {
+                <div class="axis-row" title=format!("{meaning}; computed by {}", score.explanation_score_model_name)>
+                    <span class="axis-name">{name}</span>
+                    <span class="axis" style=style role="img" aria-label=text>
+                        <i class="axis-span"></i>
+                        <i class="axis-base"></i>
+                        <i class="axis-dot"></i>
+                    </span>
+                    <span class="mono number">{sig3(score.value)}</span>
+                    <span class="mono number faint">{sig3(score.baseline)}</span>
+                </div>
+            }
+        })
+        .collect_view();
+    view! {
+        <div class="axes">
+            <div class="axis-row axis-head" aria-hidden="true">
+                <span></span>
+                <span class="axis-ends">
+                    <span>"0"</span>
+                    <span>{sig3(end).trim_end_matches(".00").to_owned()}</span>
+                </span>
+                <span class="number">
+                    <i class="axis-dot"></i>
+                    "label"
+                </span>
+                <span class="number">
+                    <i class="axis-base"></i>
+                    "random"
+                </span>
+            </div>
+            {rows}
+        </div>
+    }
+}
+
+/// The same on a card: one small axis and the number.
+#[component]
+pub fn ScoreMark(score: Score) -> impl IntoView {
+    let end = score.value.max(score.baseline).max(1.0);
+    let style = format!("--v:{:.1}%;--b:{:.1}%", on_axis(score.value, end), on_axis(score.baseline, end));
+    let (name, _) = score_name(&score);
+    let text = format!("{name} {}, random pictures {}", sig3(score.value), sig3(score.baseline));
+    view! {
+        <span class="mark" title=text.clone()>
+            <span class="axis" style=style role="img" aria-label=text>
+                <i class="axis-base"></i>
+                <i class="axis-dot"></i>
+            </span>
+            <span class="mono number">{sig3(score.value)}</span>
+        </span>
+    }
+}
+
+/// One number with its name; the explanation is one hover away.
+#[component]
+pub fn Stat(name: &'static str, #[prop(into)] value: String, about: &'static str) -> impl IntoView {
+    view! {
+        <div class="stat" title=about>
+            <dt>{name}</dt>
+            <dd class="mono">{value}</dd>
+        </div>
+    }
+}
+
+/// Activation histogram: `heights[i]` counts values from `edges[i]` to `edges[i+1]`.
+#[component]
+pub fn HistogramPlot(heights: Vec<f32>, edges: Vec<f32>, unit: &'static str) -> impl IntoView {
+    const WIDTH: f32 = 320.0;
+    const HEIGHT: f32 = 72.0;
+    let top = heights.iter().copied().fold(0.0, f32::max);
+    if heights.is_empty() || top <= 0.0 {
+        return view! { <p class="faint">"No activations to count."</p> }.into_any();
+    }
+    let step = WIDTH / heights.len() as f32;
+    let total: f32 = heights.iter().sum();
+    let bars = heights.iter().enumerate().map(|(bar, height)| {
+        // A square root keeps rare strong activations visible beside the many weak ones.
+        let tall = (height / top).sqrt() * HEIGHT;
+        let share = (bar + 1) as f32 / heights.len() as f32;
+        let from = edges.get(bar).copied().unwrap_or_default();
+        let to = edges.get(bar + 1).copied().unwrap_or(from);
+        let text = format!("{} to {}: {} of the activations", sig3(from), sig3(to), percent(height / total));
+        view! {
+            <rect
+                x=format!("{:.2}", bar as f32 * step + 0.5)
+                y=format!("{:.2}", HEIGHT - tall)
+                width=format!("{:.2}", (step - 1.0).max(0.5))
+                height=format!("{tall:.2}")
+                style=format!("--share:{share:.2}")
+            >
+                <title>{text}</title>
+            </rect>
+        }
+    });
+    let bars = bars.collect_view();
+    let first = edges.first().copied().unwrap_or_default();
+    let last = edges.last().copied().unwrap_or_default();
+    view! {
+        <figure class="histogram">
+            <svg
+                viewBox=format!("0 0 {WIDTH} {HEIGHT}")
+                preserveAspectRatio="none"
+                role="img"
+                aria-label=format!("Histogram of {} {unit} from {} to {}", heights.len(), sig3(first), sig3(last))
+            >
+                {bars}
+            </svg>
+            <figcaption>
+                <span class="mono">{sig3(first)}</span>
+                <span>{unit}" (height: square root of the count)"</span>
+                <span class="mono">{sig3(last)}</span>
+            </figcaption>
+        </figure>
+    }
+    .into_any()
+}
+
+/// Output tokens with their values as bars.
+#[component]
+pub fn WordBars(title: &'static str, about: &'static str, words: Vec<String>, values: Vec<f32>) -> impl IntoView {
+    let scale = values.iter().map(|value| value.abs()).fold(f32::MIN_POSITIVE, f32::max);
+    let rows = words
+        .into_iter()
+        .zip(values)
+        .map(|(word, value)| {
+            view! {
+                <li>
+                    <span class="mono word">{visible_token(&word)}</span>
+                    <span class="word-bar" aria-hidden="true">
+                        <i style=format!("width:{:.1}%", value.abs() / scale * 100.0)></i>
+                    </span>
+                    <span class="mono number">{sig3(value)}</span>
+                </li>
+            }
+        })
+        .collect_view();
+    view! {
+        <div class="words">
+            <h3 title=about>{title}</h3>
+            <ul>{rows}</ul>
+        </div>
+    }
+}
+
+/// Where the numbers come from, one tap away.
+#[component]
+pub fn ProvenanceNote(provenance: Provenance) -> impl IntoView {
+    let rows = [
+        ("Model", provenance.model),
+        ("SAE", provenance.sae_revision),
+        ("Computed in", provenance.dtype),
+        ("Prompt", provenance.prompt_hash),
+        ("Pictures", provenance.image_set),
+        ("Date", provenance.date),
+    ];
+    let rows = rows
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| {
+            view! {
+                <div>
+                    <dt>{name}</dt>
+                    <dd class="mono">{value}</dd>
+                </div>
+            }
+        })
+        .collect_view();
+    view! {
+        <details class="provenance">
+            <summary>"Where these numbers come from"</summary>
+            <dl>{rows}</dl>
+        </details>
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_and_its_baseline_share_the_axis() {
+        assert_eq!(on_axis(0.5, 1.0), 50.0);
+        assert_eq!(on_axis(2.0, 4.0), 50.0);
+        assert_eq!(on_axis(-1.0, 1.0), 0.0);
+        assert_eq!(on_axis(9.0, 1.0), 100.0);
+    }
+}

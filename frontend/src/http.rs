@@ -1,0 +1,218 @@
+//! The browser's half of [`crate::api`]: `fetch`, problems, uploads, and streams.
+
+use crate::{
+    api::{Answer, Client, Pending, SourceKey, local_problem},
+    links::{api_path, encode, feature_query_string, query_string},
+    safetensors::{ExtractHeader, extract_header, header_length},
+    sse::SseParser,
+};
+use api::{
+    ActivationKind, Activations, EXTRACT_KINDS_HEADER, ErrorCode, Feature, FeatureList, FeatureQuery, FeatureSummary,
+    Neighbours, PictureActivations, PictureList, Problem, Source, SteerEvent, SteerRequest,
+};
+use js_sys::{ArrayBuffer, Reflect, Uint8Array};
+use send_wrapper::SendWrapper;
+use serde::de::DeserializeOwned;
+use std::future::Future;
+use wasm_bindgen::{JsCast, JsValue};
+use wasm_bindgen_futures::JsFuture;
+use web_sys::{AbortSignal, FormData, Headers, ReadableStreamDefaultReader, RequestInit, Response};
+
+/// `fetch` against the page's own origin.
+pub struct HttpClient;
+
+impl Client for HttpClient {
+    fn sources(&self) -> Pending<Vec<Source>> {
+        get("/api/v1/sources".into())
+    }
+
+    fn source(&self, key: SourceKey) -> Pending<Source> {
+        get(api_path(&key, ""))
+    }
+
+    fn features(&self, key: SourceKey, query: FeatureQuery) -> Pending<FeatureList> {
+        get(api_path(&key, "/features") + &feature_query_string(&query))
+    }
+
+    fn feature(&self, key: SourceKey, index: u32) -> Pending<Feature> {
+        get(api_path(&key, &format!("/features/{index}")))
+    }
+
+    fn activations(&self, key: SourceKey, index: u32, kind: ActivationKind, limit: u32) -> Pending<Activations> {
+        let query = query_string([("kind", kind.as_str().to_owned()), ("limit", limit.to_string())]);
+        get(api_path(&key, &format!("/features/{index}/activations{query}")))
+    }
+
+    fn neighbours(&self, key: SourceKey, index: u32) -> Pending<Neighbours> {
+        get(api_path(&key, &format!("/features/{index}/neighbours")))
+    }
+
+    fn pictures(&self, key: SourceKey, kind: String, page: u32, per_page: u32) -> Pending<PictureList> {
+        let query = query_string([("kind", kind), ("page", page.to_string()), ("perPage", per_page.to_string())]);
+        get(api_path(&key, "/pictures") + &query)
+    }
+
+    fn picture_activations(&self, key: SourceKey, id: String) -> Pending<PictureActivations> {
+        get(api_path(&key, &format!("/pictures/{}/activations", encode(&id))))
+    }
+
+    fn random(&self, key: SourceKey) -> Pending<FeatureSummary> {
+        get(api_path(&key, "/random"))
+    }
+}
+
+/// The browser has one thread; the wrapper only satisfies `Send`.
+fn pending<T>(future: impl Future<Output = Answer<T>> + 'static) -> Pending<T> {
+    Box::pin(SendWrapper::new(future))
+}
+
+fn get<T: DeserializeOwned + 'static>(path: String) -> Pending<T> {
+    pending(async move {
+        let response = send(&path, &RequestInit::new()).await?;
+        let text = body_text(&response).await?;
+        serde_json::from_str(&text).map_err(|error| {
+            local_problem(ErrorCode::Internal, "The answer cannot be read", format!("{path}: {error}. Reload the page."))
+        })
+    })
+}
+
+/// Which picture an extract is about.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PictureInput {
+    /// A picture of the demo set, by id.
+    Demo(String),
+    /// The visitor's own; it goes to the server for its hidden states and is not kept.
+    Own(SendWrapper<web_sys::File>),
+}
+
+/// Hidden states on their way to the GPU: the bytes stay in a JS buffer.
+pub struct Extracted {
+    pub header: ExtractHeader,
+    /// f16 little endian `[tokens, d_model]`.
+    pub hidden: ArrayBuffer,
+    /// Which engine ran and for how long: `cpu;ms=41`.
+    pub engine: String,
+}
+
+/// `POST …/extract`: multipart, safetensors back.
+pub async fn extract(
+    key: &SourceKey,
+    picture: &PictureInput,
+    prompt: &str,
+    signal: Option<&AbortSignal>,
+) -> Answer<Extracted> {
+    let form = FormData::new().map_err(|error| unexpected(&error))?;
+    match picture {
+        PictureInput::Demo(id) => form.append_with_str("picture", id),
+        PictureInput::Own(file) => form.append_with_blob_and_filename("image", file, &file.name()),
+    }
+    .and_then(|()| if prompt.is_empty() { Ok(()) } else { form.append_with_str("prompt", prompt) })
+    .map_err(|error| unexpected(&error))?;
+
+    let init = RequestInit::new();
+    init.set_method("POST");
+    init.set_body(&form);
+    init.set_signal(signal);
+    let response = send(&api_path(key, "/extract"), &init).await?;
+    let engine = response.headers().get(EXTRACT_KINDS_HEADER).ok().flatten().unwrap_or_default();
+    let promise = response.array_buffer().map_err(|error| unexpected(&error))?;
+    let file: ArrayBuffer = JsFuture::from(promise).await.map_err(|error| network_problem(&error))?.unchecked_into();
+    let (header, hidden) = split_extract(&file)
+        .map_err(|detail| local_problem(ErrorCode::Internal, "The hidden states cannot be read", detail))?;
+    Ok(Extracted { header, hidden, engine })
+}
+
+/// Only the header comes into wasm memory; the data is cut out on the JS side, ready to be transferred.
+fn split_extract(file: &ArrayBuffer) -> Result<(ExtractHeader, ArrayBuffer), String> {
+    let bytes = Uint8Array::new(file);
+    let length = header_length(&bytes.subarray(0, 8).to_vec())?;
+    let json = bytes.subarray(8, 8 + length).to_vec();
+    let header = extract_header(&json, file.byte_length())?;
+    let [begin, end] = header.hidden;
+    Ok((header, file.slice_with_end(begin, end)))
+}
+
+/// `POST …/steer`: calls `on_event` for every event until the stream ends.
+pub async fn steer(
+    key: &SourceKey,
+    request: &SteerRequest,
+    signal: Option<&AbortSignal>,
+    mut on_event: impl FnMut(SteerEvent),
+) -> Answer<()> {
+    let body = serde_json::to_string(request)
+        .map_err(|error| local_problem(ErrorCode::Internal, "The request cannot be written", error.to_string()))?;
+    let headers = Headers::new().map_err(|error| unexpected(&error))?;
+    headers.set("content-type", "application/json").map_err(|error| unexpected(&error))?;
+    headers.set("accept", "text/event-stream").map_err(|error| unexpected(&error))?;
+    let init = RequestInit::new();
+    init.set_method("POST");
+    init.set_headers(&headers);
+    init.set_body(&JsValue::from_str(&body));
+    init.set_signal(signal);
+    let response = send(&api_path(key, "/steer"), &init).await?;
+    let stream = response
+        .body()
+        .ok_or_else(|| local_problem(ErrorCode::Internal, "No stream", "The server answered without a body."))?;
+    let reader: ReadableStreamDefaultReader = stream.get_reader().unchecked_into();
+    let mut parser = SseParser::default();
+    while let Some(bytes) = next_chunk(&reader).await? {
+        for event in parser.push(&bytes) {
+            let event = serde_json::from_str(&event.data).map_err(|error| {
+                local_problem(ErrorCode::Internal, "An event cannot be read", format!("{}: {error}", event.data))
+            })?;
+            on_event(event);
+        }
+    }
+    Ok(())
+}
+
+async fn next_chunk(reader: &ReadableStreamDefaultReader) -> Answer<Option<Vec<u8>>> {
+    let chunk = JsFuture::from(reader.read()).await.map_err(|error| network_problem(&error))?;
+    let field = |name: &str| Reflect::get(&chunk, &JsValue::from_str(name)).unwrap_or_default();
+    if field("done").is_truthy() {
+        return Ok(None);
+    }
+    Ok(Some(Uint8Array::new(&field("value")).to_vec()))
+}
+
+/// Sends, and turns everything that is not a success into a [`Problem`].
+async fn send(path: &str, init: &RequestInit) -> Answer<Response> {
+    let window = web_sys::window()
+        .ok_or_else(|| local_problem(ErrorCode::Internal, "No window", "This code runs in pages only."))?;
+    let response: Response = JsFuture::from(window.fetch_with_str_and_init(path, init))
+        .await
+        .map_err(|error| network_problem(&error))?
+        .unchecked_into();
+    if response.ok() {
+        return Ok(response);
+    }
+    let status = response.status();
+    let text = body_text(&response).await.unwrap_or_default();
+    Err(serde_json::from_str::<Problem>(&text).unwrap_or_else(|_| {
+        let code = if status == 404 { ErrorCode::NotFound } else { ErrorCode::Internal };
+        let detail = format!("The server answered {status} for {path}. Try again in a moment.");
+        Problem { status, ..local_problem(code, "The server could not answer", detail) }
+    }))
+}
+
+async fn body_text(response: &Response) -> Answer<String> {
+    let promise = response.text().map_err(|error| unexpected(&error))?;
+    let text = JsFuture::from(promise).await.map_err(|error| network_problem(&error))?;
+    Ok(text.as_string().unwrap_or_default())
+}
+
+/// Title of the problem that a cancelled request ends with; pages do not show it.
+pub const CANCELLED: &str = "Cancelled";
+
+fn network_problem(error: &JsValue) -> Problem {
+    let name = Reflect::get(error, &JsValue::from_str("name")).ok().and_then(|name| name.as_string());
+    if name.as_deref() == Some("AbortError") {
+        return local_problem(ErrorCode::BadRequest, CANCELLED, "The request was cancelled.");
+    }
+    let detail = "The server cannot be reached. Check the connection and try again.";
+    local_problem(ErrorCode::Internal, "No connection", detail)
+}
+
+fn unexpected(error: &JsValue) -> Problem {
+    local_problem(ErrorCode::Internal, "The browser refused", format!("{error:?}"))
+}

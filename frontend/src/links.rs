@@ -1,0 +1,140 @@
+//! Addresses: paths of pages and endpoints, query strings and back. Everything a person set lives here.
+
+use crate::api::SourceKey;
+use api::{ActivationKind, Category, FeatureQuery, FeatureSort};
+use leptos_router::params::ParamsMap;
+use std::fmt::Write as _;
+
+/// Features on one page of the grid.
+pub const PER_PAGE: u32 = 48;
+
+/// Percent-encodes everything outside RFC 3986's unreserved set, and leaves `,` `:` readable.
+pub fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b',' | b':' => {
+                out.push(char::from(byte));
+            }
+            b' ' => out.push('+'),
+            // Writing into a String cannot fail.
+            _ => _ = write!(out, "%{byte:02X}"),
+        }
+    }
+    out
+}
+
+/// `?a=1&b=2` of the pairs that have a value, or nothing.
+pub fn query_string<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> String {
+    let pairs: Vec<String> = pairs
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| format!("{name}={}", encode(&value)))
+        .collect();
+    if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
+}
+
+pub fn source_path(key: &SourceKey) -> String {
+    format!("/{}/{}", encode(&key.model), encode(&key.source))
+}
+
+pub fn feature_path(key: &SourceKey, index: u32) -> String {
+    format!("{}/{index}", source_path(key))
+}
+
+pub fn analyze_path(key: &SourceKey, picture: &str) -> String {
+    format!("{}/analyze{}", source_path(key), query_string([("picture", picture.to_owned())]))
+}
+
+pub fn steer_path(key: &SourceKey, features: &str) -> String {
+    format!("{}/steer{}", source_path(key), query_string([("features", features.to_owned())]))
+}
+
+/// An endpoint of one source: `/api/v1/{model}/{source}{rest}`.
+pub fn api_path(key: &SourceKey, rest: &str) -> String {
+    format!("/api/v1{}{rest}", source_path(key))
+}
+
+/// The query string of a feature list; the same names on the page and on the wire.
+pub fn feature_query_string(query: &FeatureQuery) -> String {
+    let sort = if query.sort == FeatureSort::default() { "" } else { query.sort.as_str() };
+    query_string([
+        ("q", query.q.clone()),
+        ("ids", query.ids.clone()),
+        ("category", query.category.map_or(String::new(), |category| category.as_str().into())),
+        ("sort", sort.into()),
+        ("minScore", query.min_score.map_or(String::new(), |score| score.to_string())),
+        ("dead", query.dead.map_or(String::new(), |dead| dead.to_string())),
+        ("page", if query.page == 0 { String::new() } else { query.page.to_string() }),
+        ("perPage", if query.per_page == 0 { String::new() } else { query.per_page.to_string() }),
+    ])
+}
+
+/// Reads a feature list's state from a page's address; what cannot be understood counts as not set.
+pub fn feature_query_from_params(params: &ParamsMap) -> FeatureQuery {
+    let get = |name: &str| params.get(name).unwrap_or_default();
+    FeatureQuery {
+        q: get("q").trim().to_owned(),
+        ids: get("ids"),
+        category: Category::from_name(&get("category")),
+        sort: FeatureSort::from_name(&get("sort")).unwrap_or_default(),
+        min_score: get("minScore").parse().ok().filter(|score: &f32| *score > 0.0),
+        dead: get("dead").parse().ok(),
+        page: get("page").parse().unwrap_or(0),
+        per_page: get("perPage").parse().unwrap_or(0),
+    }
+}
+
+/// The examples a feature page shows.
+pub fn kind_from_params(params: &ParamsMap) -> ActivationKind {
+    params.get("kind").and_then(|name| ActivationKind::from_name(&name)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
+    use super::*;
+
+    fn params(pairs: &[(&'static str, &str)]) -> ParamsMap {
+        pairs.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn encoding_keeps_the_unreserved_and_escapes_the_rest() {
+        assert_eq!(encode("a b&c=d/é"), "a+b%26c%3Dd%2F%C3%A9");
+        assert_eq!(encode("12:3.5,40:-1"), "12:3.5,40:-1");
+    }
+
+    #[test]
+    fn a_feature_list_survives_its_address() {
+        let query = FeatureQuery {
+            q: "dog".into(),
+            ids: String::new(),
+            category: Some(Category::Object),
+            sort: FeatureSort::Max,
+            min_score: Some(0.3),
+            dead: Some(false),
+            page: 2,
+            per_page: 24,
+        };
+        let text = feature_query_string(&query);
+        assert_eq!(text, "?q=dog&category=object&sort=max&minScore=0.3&dead=false&page=2&perPage=24");
+        let pairs: Vec<(String, String)> = text
+            .trim_start_matches('?')
+            .split('&')
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let map: ParamsMap = pairs.into_iter().collect();
+        assert_eq!(feature_query_from_params(&map), query);
+    }
+
+    #[test]
+    fn nonsense_in_an_address_counts_as_not_set() {
+        let query = feature_query_from_params(&params(&[("sort", "best"), ("page", "-1"), ("minScore", "x")]));
+        assert_eq!(query, FeatureQuery::default());
+        assert_eq!(feature_query_string(&query), "");
+        assert_eq!(kind_from_params(&params(&[("kind", "quantile")])), ActivationKind::Quantile);
+        assert_eq!(kind_from_params(&params(&[("kind", "?")])), ActivationKind::Mean);
+    }
+}

@@ -1,0 +1,120 @@
+//! Just enough of the safetensors format to find one tensor in an answer without copying it:
+//! 8 bytes header length (u64, little endian), a JSON header, then the data.
+
+use api::TokenSpan;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// Headers above this are not ours.
+const MAX_HEADER: u64 = 1 << 20;
+
+/// One tensor's entry.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct TensorInfo {
+    pub dtype: String,
+    pub shape: Vec<u32>,
+    /// Begin and end, counted from the first data byte.
+    pub data_offsets: [u32; 2],
+}
+
+/// What `POST …/extract` answers with, before its data is touched.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExtractHeader {
+    pub tokens: u32,
+    pub d_model: u32,
+    /// Byte range of `hidden` in the whole file.
+    pub hidden: [u32; 2],
+    /// Rows and columns of the base picture's patch grid.
+    pub grid: [u32; 2],
+    pub spans: Vec<TokenSpan>,
+    pub provenance: String,
+}
+
+/// Length of the JSON header from the first 8 bytes, checked.
+pub fn header_length(first: &[u8]) -> Result<u32, String> {
+    let bytes: [u8; 8] = first.try_into().map_err(|_| "the answer is shorter than a safetensors file".to_owned())?;
+    let length = u64::from_le_bytes(bytes);
+    if length == 0 || length > MAX_HEADER {
+        return Err(format!("a safetensors header of {length} bytes was announced; at most {MAX_HEADER} are expected"));
+    }
+    u32::try_from(length).map_err(|error| error.to_string())
+}
+
+/// Reads the JSON header of an extract answer of `file_bytes` bytes in all and checks shapes against spans.
+pub fn extract_header(json: &[u8], file_bytes: u32) -> Result<ExtractHeader, String> {
+    let data_start =
+        8 + u32::try_from(json.len()).map_err(|_| "the safetensors header is longer than 4 GiB".to_owned())?;
+    let header: BTreeMap<String, serde_json::Value> =
+        serde_json::from_slice(json).map_err(|error| format!("the safetensors header cannot be read: {error}"))?;
+    let metadata = header.get("__metadata__").cloned().unwrap_or_default();
+    let hidden = header.get("hidden").cloned().ok_or("the answer has no tensor `hidden`")?;
+    let hidden: TensorInfo =
+        serde_json::from_value(hidden).map_err(|error| format!("tensor `hidden` cannot be read: {error}"))?;
+    let (tokens, d_model) = match (hidden.dtype.as_str(), hidden.shape.as_slice()) {
+        ("F16", [tokens, d_model]) => (*tokens, *d_model),
+        (dtype, shape) => return Err(format!("`hidden` is {dtype} {shape:?}; expected F16 [tokens, d_model]")),
+    };
+    let [begin, end] = hidden.data_offsets.map(|offset| u64::from(offset) + u64::from(data_start));
+    if end > u64::from(file_bytes) || end.checked_sub(begin) != Some(u64::from(tokens) * u64::from(d_model) * 2) {
+        return Err(format!("`hidden` should lie at bytes {begin}..{end} of {file_bytes}: the answer is cut off"));
+    }
+    let grid: [u32; 2] = metadata_json(&metadata, "grid")?;
+    let spans: Vec<TokenSpan> = metadata_json(&metadata, "spans")?;
+    if spans.iter().any(|span| span.start > span.end || span.end > tokens) {
+        return Err(format!("`spans` reach past the {tokens} tokens"));
+    }
+    let provenance = metadata.get("provenance").and_then(|text| text.as_str()).unwrap_or_default().to_owned();
+    Ok(ExtractHeader { tokens, d_model, hidden: [begin as u32, end as u32], grid, spans, provenance })
+}
+
+/// A metadata entry that is itself JSON in a string.
+fn metadata_json<T: serde::de::DeserializeOwned>(metadata: &serde_json::Value, name: &str) -> Result<T, String> {
+    let text = metadata.get(name).and_then(|text| text.as_str()).ok_or(format!("the answer has no `{name}`"))?;
+    serde_json::from_str(text).map_err(|error| format!("`{name}` cannot be read: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
+    use super::*;
+    use api::TokenKind;
+
+    fn header() -> String {
+        serde_json::json!({
+            "__metadata__": {
+                "grid": "[2,2]",
+                "spans": r#"[{"kind":"base","start":0,"end":4},{"kind":"text","start":4,"end":5,"tokens":["hi"]}]"#,
+                "provenance": "pocket@1a2b",
+            },
+            "hidden": {"dtype": "F16", "shape": [5, 3], "data_offsets": [0, 30]},
+            "input_ids": {"dtype": "I32", "shape": [5], "data_offsets": [30, 50]},
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn hidden_states_are_found_without_touching_them() {
+        let json = header();
+        let length = json.len() as u32;
+        assert_eq!(header_length(&u64::from(length).to_le_bytes()).unwrap(), length);
+        let found = extract_header(json.as_bytes(), 8 + length + 50).unwrap();
+        assert_eq!((found.tokens, found.d_model, found.grid), (5, 3, [2, 2]));
+        assert_eq!(found.hidden, [8 + length, 8 + length + 30]);
+        assert_eq!(found.spans[1].kind, TokenKind::Text);
+        assert_eq!(found.spans[1].tokens, ["hi"]);
+    }
+
+    #[test]
+    fn a_cut_off_or_foreign_answer_is_refused_with_its_reason() {
+        let json = header();
+        let cut = extract_header(json.as_bytes(), 8 + json.len() as u32 + 10).unwrap_err();
+        assert!(cut.contains("cut off"), "{cut}");
+        let wide = json.replace("F16", "F32");
+        assert!(extract_header(wide.as_bytes(), 10_000).unwrap_err().contains("expected F16"));
+        let far = json.replace(r#"\"end\":5"#, r#"\"end\":9"#);
+        assert!(extract_header(far.as_bytes(), 10_000).unwrap_err().contains("reach past"));
+        assert!(extract_header(b"{}", 10).unwrap_err().contains("hidden"));
+        assert!(header_length(&[1, 2]).is_err());
+        assert!(header_length(&u64::MAX.to_le_bytes()).is_err());
+    }
+}

@@ -1,0 +1,27 @@
+//! The one error of this crate.
+
+/// Why a kernel or its CPU twin gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("no GPU adapter: {0}")]
+    NoAdapter(String),
+    #[error("the GPU adapter {adapter:?} gave no device: {reason}")]
+    NoDevice { adapter: String, reason: String },
+    #[error("the GPU device was lost: {0}")]
+    Lost(String),
+    #[error("the GPU reported an error: {0}")]
+    Gpu(String),
+    #[error("{what} has {given} values; expected {expected}")]
+    Length { what: &'static str, given: usize, expected: usize },
+    #[error("{what} is {given}; expected {expected}")]
+    Size { what: &'static str, given: u64, expected: String },
+    #[error("hidden state of token {token} has a value that is not a number or infinite")]
+    NotFinite { token: usize },
+    #[error("the GPU answers wrongly: {0}")]
+    WrongAnswer(String),
+}
+
+/// `Ok` if `values` has `expected` entries.
+pub(crate) fn check_len(what: &'static str, given: usize, expected: usize) -> Result<(), Error> {
+    if given == expected { Ok(()) } else { Err(Error::Length { what, given, expected }) }
+}

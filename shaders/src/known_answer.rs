@@ -1,0 +1,99 @@
+//! A small fixed problem run at start-up.
+//!
+//! In the browser a shader that does not compile is only logged and its results are garbage; drivers have bugs. So
+//! the GPU earns its trust: small whole numbers, for which f32 arithmetic is exact in any order, must give exactly
+//! what the CPU twin gives, ties and padding included.
+
+use crate::kernels::feature_map::FeatureMap;
+use crate::kernels::sae_encode::{Plan, SaeEncode};
+use crate::{Error, Gpu, MapShape, SaeShape, TopK, WeightType, cpu};
+
+const D_MODEL: u32 = 20;
+const LATENTS: u32 = 150;
+const K: u32 = 12;
+/// Two shards of two tiles each.
+const PLAN: Plan = Plan { shard_latents: 128, tile_latents: 64, batch_tokens: 64 };
+/// One number of tokens for each variant of the kernel.
+const TOKENS: [u32; 3] = [3, 20, 36];
+
+/// Encodes and maps the fixed problem with weights stored as `weight_type`.
+///
+/// # Errors
+/// [`Error::WrongAnswer`] if the GPU disagrees with the CPU twin; [`Error::Gpu`], [`Error::Lost`].
+pub async fn check(gpu: &Gpu, weight_type: WeightType) -> Result<(), Error> {
+    check_encode(gpu, weight_type).await?;
+    check_map(gpu).await
+}
+
+async fn check_encode(gpu: &Gpu, weight_type: WeightType) -> Result<(), Error> {
+    let shape = SaeShape::new(D_MODEL, LATENTS, K)?;
+    let weights = whole_numbers(1, shape.weights(), 2);
+    // Mostly negative, at most 1: a row that equals b_dec has few positive activations, and its list is padded.
+    let b_enc: Vec<f32> = whole_numbers(2, LATENTS as usize, 12).iter().map(|value| value - 11.0).collect();
+    let b_dec = whole_numbers(3, D_MODEL as usize, 1);
+    let sae = SaeEncode::with_plan(gpu, shape, weight_type, PLAN);
+    sae.write_weights(gpu, 0, &weight_bytes(&weights, weight_type))?;
+    sae.write_biases(gpu, &b_enc, &b_dec)?;
+    let twin = cpu::sae_encode::SaeEncode::new(shape, weights, b_enc, b_dec.clone())?;
+    for tokens in TOKENS {
+        let mut hidden = whole_numbers(4, (tokens * D_MODEL) as usize, 3);
+        hidden[..D_MODEL as usize].copy_from_slice(&b_dec);
+        let answer = sae.encode(gpu, &hidden, tokens).await?;
+        let expected = twin.encode(&hidden, tokens)?;
+        if answer != expected {
+            return Err(Error::WrongAnswer(first_difference(&answer, &expected, weight_type)));
+        }
+    }
+    Ok(())
+}
+
+async fn check_map(gpu: &Gpu) -> Result<(), Error> {
+    // One feature per patch in turn; 2x upsampling of whole numbers is exact.
+    let top = TopK { tokens: 12, k: 1, top_indices: [7, 9].repeat(6), top_acts: whole_numbers(5, 12, 100) };
+    let shape = MapShape::new([3, 4], [6, 8])?;
+    let answer = FeatureMap::new(gpu).map(gpu, &top, 7, 0, shape).await?;
+    let expected = cpu::feature_map::feature_map(&top, 7, 0, shape)?;
+    let worst = answer.iter().zip(&expected).find(|(answer, expected)| {
+        // Written so that a NaN is found.
+        !((*answer - *expected).abs() <= 1e-3)
+    });
+    match worst {
+        Some((answer, expected)) => {
+            Err(Error::WrongAnswer(format!("feature_map gives {answer} where {expected} is right")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn first_difference(answer: &TopK, expected: &TopK, weight_type: WeightType) -> String {
+    let pairs = |top: &TopK| top.top_indices.iter().copied().zip(top.top_acts.iter().copied()).collect::<Vec<_>>();
+    let (answered, wanted) = (pairs(answer), pairs(expected));
+    match answered.iter().zip(&wanted).position(|(a, b)| a != b) {
+        Some(at) => format!(
+            "sae_encode with {weight_type:?} weights gives {:?} at token {}, rank {}, where {:?} is right",
+            answered[at],
+            at / expected.k as usize,
+            at % expected.k as usize,
+            wanted[at]
+        ),
+        None => format!("sae_encode gives {} values where {} are right", answered.len(), wanted.len()),
+    }
+}
+
+/// Pseudo-random whole numbers from -`most` to `most` (a 32-bit LCG; its high bits).
+fn whole_numbers(seed: u32, count: usize, most: u32) -> Vec<f32> {
+    let mut state = seed;
+    (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            ((state >> 16) % (2 * most + 1)) as f32 - most as f32
+        })
+        .collect()
+}
+
+fn weight_bytes(weights: &[f32], weight_type: WeightType) -> Vec<u8> {
+    match weight_type {
+        WeightType::F32 => weights.iter().flat_map(|weight| weight.to_le_bytes()).collect(),
+        WeightType::F16 => weights.iter().flat_map(|&weight| half::f16::from_f32(weight).to_le_bytes()).collect(),
+    }
+}

@@ -1,0 +1,106 @@
+//! Sizes, checked once at the door.
+
+use crate::Error;
+use crate::error::check_len;
+
+/// Largest `k`: one workgroup holds a row's top k.
+pub const MAX_K: u32 = 256;
+
+/// Most latents: far above any SAE, far below the end of `u32`.
+pub const MAX_LATENTS: u32 = 1 << 24;
+
+/// Sizes of a TopK SAE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SaeShape {
+    pub d_model: u32,
+    pub latents: u32,
+    pub k: u32,
+}
+
+impl SaeShape {
+    /// # Errors
+    /// [`Error::Size`] for an empty dimension, `k` over [`MAX_K`] or over `latents`.
+    pub fn new(d_model: u32, latents: u32, k: u32) -> Result<Self, Error> {
+        let size =
+            |what, given: u32, expected: &str| Error::Size { what, given: given.into(), expected: expected.into() };
+        if d_model == 0 {
+            return Err(size("d_model", d_model, "at least 1"));
+        }
+        if latents == 0 || latents > MAX_LATENTS {
+            return Err(size("latents", latents, &format!("1 to {MAX_LATENTS}")));
+        }
+        if k == 0 || k > MAX_K || k > latents {
+            return Err(size("k", k, &format!("1 to {}", MAX_K.min(latents))));
+        }
+        Ok(Self { d_model, latents, k })
+    }
+
+    /// Values of the encoder's weight matrix.
+    #[must_use]
+    pub fn weights(&self) -> usize {
+        self.latents as usize * self.d_model as usize
+    }
+
+    /// `hidden` must be `[tokens, d_model]` and finite.
+    pub(crate) fn check_hidden(&self, hidden: &[f32], tokens: u32) -> Result<(), Error> {
+        check_len("hidden [tokens, d_model]", hidden.len(), tokens as usize * self.d_model as usize)?;
+        match hidden.iter().position(|value| !value.is_finite()) {
+            Some(at) => Err(Error::NotFinite { token: at / self.d_model as usize }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How the encoder's weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    F32,
+    F16,
+}
+
+impl WeightType {
+    /// Bytes of one weight.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// Sizes of a feature map: a grid of patches, and the picture it is upsampled to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapShape {
+    pub rows: u32,
+    pub columns: u32,
+    pub height: u32,
+    pub width: u32,
+}
+
+impl MapShape {
+    /// Longest side of the picture in pixels: keeps a map under the default binding size of 128 MiB.
+    pub const MAX_SIDE: u32 = 4096;
+
+    /// # Errors
+    /// [`Error::Size`] for an empty grid or picture, or one over [`Self::MAX_SIDE`].
+    pub fn new(grid: [u32; 2], size: [u32; 2]) -> Result<Self, Error> {
+        let names = ["grid rows", "grid columns", "height", "width"];
+        for (what, given) in names.into_iter().zip(grid.into_iter().chain(size)) {
+            if given == 0 || given > Self::MAX_SIDE {
+                return Err(Error::Size { what, given: given.into(), expected: format!("1 to {}", Self::MAX_SIDE) });
+            }
+        }
+        Ok(Self { rows: grid[0], columns: grid[1], height: size[0], width: size[1] })
+    }
+
+    #[must_use]
+    pub fn patches(&self) -> usize {
+        self.rows as usize * self.columns as usize
+    }
+
+    #[must_use]
+    pub fn pixels(&self) -> usize {
+        self.height as usize * self.width as usize
+    }
+}

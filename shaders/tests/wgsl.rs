@@ -1,0 +1,96 @@
+//! Every WGSL file is parsed and validated without a GPU, and its sizes agree with the host's.
+#![cfg(not(target_arch = "wasm32"))]
+#![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use shaders::WeightType;
+use shaders::kernels::sae_encode::variant_source;
+
+/// Workgroup storage every WebGPU device has.
+const WORKGROUP_BYTES: u32 = 16 << 10;
+
+fn folder(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Stems of the files in a folder of this crate.
+fn stems(path: &str) -> BTreeSet<String> {
+    let files = std::fs::read_dir(folder(path)).unwrap();
+    files.map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+}
+
+fn validated(name: &str, source: &str) -> naga::Module {
+    let module =
+        naga::front::wgsl::parse_str(source).unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(source)));
+    // What every WebGPU device has: only f16 packed in u32 (`unpack2x16float`) is a capability of its own in naga.
+    Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(source)));
+    module
+}
+
+fn check_limits(name: &str, module: &naga::Module) {
+    for entry in &module.entry_points {
+        let threads: u32 = entry.workgroup_size.iter().product();
+        assert!(threads <= 256, "{name} {}: {threads} invocations", entry.name);
+    }
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).unwrap();
+    let workgroup =
+        module.global_variables.iter().filter(|(_, variable)| variable.space == naga::AddressSpace::WorkGroup);
+    let bytes: u32 = workgroup.map(|(_, variable)| layouter[variable.ty].size).sum();
+    assert!(bytes <= WORKGROUP_BYTES, "{name}: {bytes} bytes of workgroup storage");
+    let storage = |variable: &naga::GlobalVariable| matches!(variable.space, naga::AddressSpace::Storage { .. });
+    let buffers = module.global_variables.iter().filter(|(_, variable)| storage(variable)).count();
+    assert!(buffers <= 8, "{name}: {buffers} storage buffers");
+}
+
+#[test]
+fn every_file_is_valid_within_the_default_limits() {
+    let mut seen = BTreeSet::new();
+    for file in std::fs::read_dir(folder("wgsl")).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        check_limits(&name, &validated(&name, &std::fs::read_to_string(&path).unwrap()));
+        seen.insert(name);
+    }
+    let listed: BTreeSet<String> = shaders::WGSL.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert!(seen.len() >= 3, "saw only {seen:?}");
+    assert_eq!(seen, listed);
+}
+
+#[test]
+fn every_variant_is_valid() {
+    let mut sources = BTreeSet::new();
+    for weight_type in [WeightType::F16, WeightType::F32] {
+        for tokens_per_thread in [1, 2, 4] {
+            let name = format!("sae_encode {weight_type:?} {tokens_per_thread}");
+            let source = variant_source(weight_type, tokens_per_thread);
+            check_limits(&name, &validated(&name, &source));
+            sources.insert(source);
+        }
+    }
+    assert_eq!(sources.len(), 6, "variants differ");
+}
+
+#[test]
+fn uniforms_have_the_size_of_the_hosts_params() {
+    for (name, source) in shaders::WGSL {
+        let module = validated(name, source);
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).unwrap();
+        let (handle, _) = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Params")).unwrap();
+        assert_eq!(layouter[handle].size, shaders::kernels::PARAMS_BYTES, "{name}");
+    }
+}
+
+#[test]
+fn a_kernel_has_three_siblings_and_a_test() {
+    let kernels = stems("wgsl");
+    assert_eq!(stems("src/kernels"), kernels);
+    assert_eq!(stems("src/cpu"), kernels);
+    assert!(stems("tests/kernels").is_superset(&kernels));
+}

@@ -1,0 +1,141 @@
+//! From a crate to JavaScript and wasm.
+
+use super::{Bundle, hash};
+use crate::process;
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+use wasm_bindgen_cli_support::Bindgen;
+
+const TARGET: &str = "wasm32-unknown-unknown";
+
+/// Raise when this file makes other output from the same wasm, so that old bundles are not kept.
+const RECIPE: &str = "1";
+
+/// One line of cargo's `--message-format json`.
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    target: Option<MessageTarget>,
+    #[serde(default)]
+    filenames: Vec<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct MessageTarget {
+    name: String,
+}
+
+/// Compiles the crate and returns the path of its wasm.
+pub fn compile(bundle: &Bundle) -> anyhow::Result<PathBuf> {
+    let mut cargo = process::cargo();
+    cargo.args(["build", "--package", bundle.package, "--lib", "--target", TARGET, "--profile", bundle.profile]);
+    cargo.args(["--message-format", "json-render-diagnostics"]);
+    if let Some(features) = bundle.features {
+        cargo.args(["--no-default-features", "--features", features]);
+    }
+    let line = process::line(&cargo);
+    let mut child = cargo
+        .current_dir(crate::paths::root())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{line}`"))?;
+    let stdout = child.stdout.take().context("cargo has no output")?;
+    let wasm = find_wasm(bundle, BufReader::new(stdout));
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{line}` failed; `cargo xtask setup --demo` installs the wasm target if it is missing");
+    }
+    wasm?.with_context(|| format!("`{line}` made no wasm: has {} a `cdylib` crate type?", bundle.package))
+}
+
+fn find_wasm(bundle: &Bundle, output: impl BufRead) -> anyhow::Result<Option<PathBuf>> {
+    let library = bundle.package.replace('-', "_");
+    let mut found = None;
+    for line in output.lines() {
+        let line = line.context("cannot read cargo's output")?;
+        let Ok(message) = serde_json::from_str::<Message>(&line) else { continue };
+        let is_ours = message.target.is_some_and(|target| target.name.replace('-', "_") == library);
+        if message.reason == "compiler-artifact" && is_ours {
+            found = message.filenames.into_iter().find(|file| file.extension().is_some_and(|e| e == "wasm")).or(found);
+        }
+    }
+    Ok(found)
+}
+
+/// What decides about the bundle's content.
+pub fn fingerprint(bundle: &Bundle, wasm: &Path) -> anyhow::Result<String> {
+    let content = fs::read(wasm).with_context(|| format!("cannot read {}", wasm.display()))?;
+    Ok(hash::bytes(&[RECIPE.as_bytes(), bundle.name.as_bytes(), loader(bundle).as_bytes(), &content]))
+}
+
+/// Writes the bundle's JavaScript modules and its wasm into `folder`.
+pub fn bind(bundle: &Bundle, wasm: &Path, folder: &Path) -> anyhow::Result<()> {
+    Bindgen::new()
+        .web(true)?
+        .input_path(wasm)
+        .out_name(bundle.name)
+        .typescript(false)
+        .remove_name_section(true)
+        .remove_producers_section(true)
+        // The library's default differs from the tool's: without this, `init()` does not know its wasm's address.
+        .omit_default_module_path(false)
+        .generate(folder)
+        .with_context(|| format!("wasm-bindgen failed on {}", wasm.display()))?;
+    if bundle.starts_itself {
+        let entry = folder.join(format!("{}.js", bundle.name));
+        fs::rename(&entry, folder.join(bindings(bundle))).context("wasm-bindgen wrote no JavaScript")?;
+        fs::write(&entry, loader(bundle)).with_context(|| format!("cannot write {}", entry.display()))?;
+    }
+    Ok(())
+}
+
+fn bindings(bundle: &Bundle) -> String {
+    format!("{}_bindings.js", bundle.name)
+}
+
+/// A worker's entry: starts the module; if that fails, says so in the worker's own protocol (`api::gpu`).
+fn loader(bundle: &Bundle) -> String {
+    if !bundle.starts_itself {
+        return String::new();
+    }
+    format!(
+        "import init from './{}';\n\
+         init().catch((error) => postMessage([JSON.stringify({{ type: 'failed', id: null, detail: String(error) }})]));\n",
+        bindings(bundle)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
+    use super::super::{PAGE, WORKER};
+    use super::*;
+
+    #[test]
+    fn the_wasm_is_found_in_cargos_messages() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"name":"api"},"filenames":["/t/libapi.rlib"]}"#,
+            "\nnot json\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"gpu_worker"},"filenames":["/t/libgpu_worker.rlib","/t/gpu_worker.wasm"]}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+            "\n",
+        );
+        let found = find_wasm(&WORKER, messages.as_bytes()).unwrap();
+        assert_eq!(found.as_deref(), Some(Path::new("/t/gpu_worker.wasm")));
+        assert_eq!(find_wasm(&PAGE, messages.as_bytes()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_failed_start_is_told_in_the_workers_protocol() {
+        assert!(loader(&WORKER).contains("import init from './worker_bindings.js'"));
+        assert!(loader(&WORKER).contains("type: 'failed'"));
+        assert!(loader(&PAGE).is_empty());
+    }
+}

@@ -1,1 +1,0 @@
-//! Builds the browser bundles and runs wasm tests
