@@ -21,7 +21,7 @@ phase = @begun=$$SECONDS; printf '\n\033[1m▶ %s\033[0m\n' '$(1)'; $(2); printf
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: ## build everything and open the pocket demo on http://127.0.0.1:3000
+demo: ## build everything and open the pocket demo on http://127.0.0.1:8080
 	@cargo build --package xtask --package server
 	@$(BIN)/xtask setup --demo
 	@$(BIN)/xtask bundle
@@ -35,7 +35,6 @@ test: ## every check and test, in this order: style, native build, bundles, nati
 	$(call phase,clippy of the browser crates,$(call clippy-wasm))
 	$(call phase,bundles,$(BIN)/xtask bundle)
 	$(call phase,tests,LMM_SCOPE_BIN=$(BIN)/lmm-scope cargo nextest run --workspace)
-	$(call phase,doc tests,cargo test --workspace --doc --quiet)
 	$(call phase,kernels in the browser,CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER=$(BIN)/wasm-runner cargo test --package shaders $(WASM))
 
 check: ## style and types only, native and wasm: the quick look before a commit

@@ -4,7 +4,7 @@
 //! `Arc<dyn Client>` in the Leptos context; in the browser the same methods are `fetch` ([`crate::http::HttpClient`]).
 
 use api::{
-    Activations, ActivationKind, ErrorCode, Feature, FeatureList, FeatureQuery, FeatureSummary, Neighbours,
+    ActivationKind, Activations, ErrorCode, Feature, FeatureList, FeatureQuery, FeatureSummary, Neighbours,
     PictureActivations, PictureList, Problem, Source,
 };
 use std::{future::Future, pin::Pin, sync::Arc};

@@ -71,7 +71,11 @@ fn get<T: DeserializeOwned + 'static>(path: String) -> Pending<T> {
         let response = send(&path, &RequestInit::new()).await?;
         let text = body_text(&response).await?;
         serde_json::from_str(&text).map_err(|error| {
-            local_problem(ErrorCode::Internal, "The answer cannot be read", format!("{path}: {error}. Reload the page."))
+            local_problem(
+                ErrorCode::Internal,
+                "The answer cannot be read",
+                format!("{path}: {error}. Reload the page."),
+            )
         })
     })
 }
@@ -82,7 +86,31 @@ pub enum PictureInput {
     /// A picture of the demo set, by id.
     Demo(String),
     /// The visitor's own; it goes to the server for its hidden states and is not kept.
-    Own(SendWrapper<web_sys::File>),
+    Own(OwnFile),
+}
+
+/// A file of the visitor's, comparable by identity.
+#[derive(Debug, Clone)]
+pub struct OwnFile(SendWrapper<web_sys::File>);
+
+impl OwnFile {
+    pub fn new(file: web_sys::File) -> Self {
+        Self(SendWrapper::new(file))
+    }
+}
+
+impl std::ops::Deref for OwnFile {
+    type Target = web_sys::File;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl PartialEq for OwnFile {
+    fn eq(&self, other: &Self) -> bool {
+        *self.0 == *other.0
+    }
 }
 
 /// Hidden states on their way to the GPU: the bytes stay in a JS buffer.

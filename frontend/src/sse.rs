@@ -61,8 +61,7 @@ fn next_line(bytes: &[u8]) -> Option<(&[u8], usize)> {
 mod tests {
     use super::*;
 
-    const STREAM: &str =
-        ": keep-alive\n\nevent: steer\ndata: {\"a\":1}\n\ndata: two\r\ndata:lines é\r\n\r\nid: 3\n\nevent: steer\ndata: half";
+    const STREAM: &str = ": keep-alive\n\nevent: steer\ndata: {\"a\":1}\n\ndata: two\r\ndata:lines é\r\n\r\nid: 3\n\nevent: steer\ndata: half";
 
     fn expected() -> Vec<SseEvent> {
         vec![

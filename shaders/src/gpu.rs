@@ -1,5 +1,6 @@
 //! The device: how it is got, how errors come out of it, how results are read back.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use wgpu::{Buffer, BufferUsages, ComputePipeline};
@@ -15,6 +16,8 @@ pub struct Gpu {
     queue: wgpu::Queue,
     adapter: String,
     trouble: Arc<Mutex<Option<Error>>>,
+    /// By shader text and entry point: compiling takes longer than a small encode.
+    pipelines: Mutex<HashMap<(String, String), ComputePipeline>>,
 }
 
 impl Gpu {
@@ -39,7 +42,7 @@ impl Gpu {
             .request_device(&descriptor)
             .await
             .map_err(|error| Error::NoDevice { adapter: info.name.clone(), reason: error.to_string() })?;
-        let gpu = Self { device, queue, adapter: info.name, trouble: Arc::default() };
+        let gpu = Self { device, queue, adapter: info.name, trouble: Arc::default(), pipelines: Mutex::default() };
         gpu.watch();
         Ok(gpu)
     }
@@ -150,8 +153,14 @@ impl Gpu {
         self.queue.write_buffer(buffer, offset, content);
     }
 
-    /// A pipeline whose layout is what the shader uses.
+    /// A pipeline whose layout is what the shader uses; compiled once.
     pub(crate) fn pipeline(&self, label: &str, source: &str, entry_point: &str) -> ComputePipeline {
+        let mut pipelines = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        let compile = || self.compile(label, source, entry_point);
+        pipelines.entry((source.to_owned(), entry_point.to_owned())).or_insert_with(compile).clone()
+    }
+
+    fn compile(&self, label: &str, source: &str, entry_point: &str) -> ComputePipeline {
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(label),
             source: wgpu::ShaderSource::Wgsl(source.into()),

@@ -4,7 +4,7 @@ use crate::{activation::Activation, source::Provenance};
 use serde::{Deserialize, Serialize};
 
 /// The paper's categories, and two that the pocket demo needs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Category {

@@ -106,6 +106,8 @@ pub struct TextToken {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
+// One `Done` ends a run of many `Token`s; a box would only make every reader unpack it.
+#[allow(clippy::large_enum_variant)]
 pub enum SteerEvent {
     /// One token of one column.
     Token { column: Column, token: TextToken },

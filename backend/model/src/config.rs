@@ -133,7 +133,11 @@ impl LlavaNextConfig {
     fn check(&self) -> Result<(), String> {
         let (text, vision) = (&self.text_config, &self.vision_config);
         let divides = |what: &str, whole: usize, part: usize| {
-            if part == 0 || whole % part != 0 { Err(format!("{what}: {whole} is not a multiple of {part}")) } else { Ok(()) }
+            if part == 0 || whole % part != 0 {
+                Err(format!("{what}: {whole} is not a multiple of {part}"))
+            } else {
+                Ok(())
+            }
         };
         divides("text hidden_size by num_attention_heads", text.hidden_size, text.num_attention_heads)?;
         divides("num_attention_heads by num_key_value_heads", text.num_attention_heads, text.num_key_value_heads)?;

@@ -120,7 +120,8 @@ fn pick(logits: &[f32], options: &GenerateOptions, rng: &mut ChaCha8Rng) -> (u32
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let log_sum = logits.iter().map(|logit| (logit - max).exp()).sum::<f32>().ln() + max;
     let best = || logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0))).map_or(0, |(i, _)| i);
-    let index = if options.temperature <= 0.0 { best() } else { sample(logits, max, options, rng).unwrap_or_else(best) };
+    let index =
+        if options.temperature <= 0.0 { best() } else { sample(logits, max, options, rng).unwrap_or_else(best) };
     (index as u32, logits[index] - log_sum)
 }
 

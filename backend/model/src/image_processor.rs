@@ -79,7 +79,10 @@ impl ImageProcessor {
         (0..3)
             .flat_map(|channel| {
                 let (mean, std) = (self.image_mean[channel], self.image_std[channel]);
-                raw.iter().skip(channel).step_by(3).map(move |&level| (f32::from(level) * self.rescale_factor - mean) / std)
+                raw.iter()
+                    .skip(channel)
+                    .step_by(3)
+                    .map(move |&level| (f32::from(level) * self.rescale_factor - mean) / std)
             })
             .collect()
     }
@@ -97,7 +100,10 @@ fn cut_tiles(picture: &RgbImage, tiles: &TileGrid, side: usize) -> Vec<RgbImage>
         let (x, y, side) = ((column * side) as u32, (row * side) as u32, side as u32);
         image::imageops::crop_imm(&canvas, x, y, side, side).to_image()
     };
-    (0..tiles.rows).flat_map(|row| (0..tiles.columns).map(move |column| (row, column))).map(|(r, c)| tile(r, c)).collect()
+    (0..tiles.rows)
+        .flat_map(|row| (0..tiles.columns).map(move |column| (row, column)))
+        .map(|(r, c)| tile(r, c))
+        .collect()
 }
 
 /// Bits after the point in Pillow's 8-bit resampling.
@@ -132,8 +138,7 @@ fn taps(from: usize, to: usize) -> Vec<Taps> {
             let center = (out as f64 + 0.5) * scale;
             let start = ((center - support + 0.5) as i64).max(0) as usize;
             let end = ((center + support + 0.5) as usize).min(from);
-            let raw: Vec<f64> =
-                (start..end).map(|x| bicubic((x as f64 - center + 0.5) / filter_scale)).collect();
+            let raw: Vec<f64> = (start..end).map(|x| bicubic((x as f64 - center + 0.5) / filter_scale)).collect();
             let sum: f64 = raw.iter().sum();
             let one = f64::from(1u32 << PRECISION_BITS);
             let fixed = |weight: f64| {

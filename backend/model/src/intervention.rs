@@ -104,7 +104,8 @@ impl<B: Backend> Intervention<B> {
                 });
             }
             let ablated = |index: u32| {
-                selected[token] && self.edits.iter().any(|edit| edit.op == EditOp::Ablate && edit.feature == index as usize)
+                selected[token]
+                    && self.edits.iter().any(|edit| edit.op == EditOp::Ablate && edit.feature == index as usize)
             };
             let kept = top_k_of_row(row, k).into_iter().filter(|&(index, _)| !ablated(index));
             for (slot, (index, act)) in kept.enumerate() {

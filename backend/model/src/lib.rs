@@ -24,6 +24,7 @@ pub mod lmm;
 pub mod sae;
 pub mod stem;
 pub mod testing;
+pub mod tokenize;
 pub mod weights;
 
 pub use config::LlavaNextConfig;

@@ -113,7 +113,10 @@ impl TextConfig {
     pub fn init<B: Backend>(&self, device: &B::Device) -> Llama<B> {
         let small = Initializer::Normal { mean: 0.0, std: 0.02 };
         let head = || {
-            LinearConfig::new(self.hidden_size, self.vocab_size).with_bias(false).with_initializer(small.clone()).init(device)
+            LinearConfig::new(self.hidden_size, self.vocab_size)
+                .with_bias(false)
+                .with_initializer(small.clone())
+                .init(device)
         };
         Llama {
             embed: EmbeddingConfig::new(self.vocab_size, self.hidden_size).with_initializer(small.clone()).init(device),
@@ -202,9 +205,12 @@ impl<B: Backend> LlamaBlock<B> {
         if group == 1 {
             return t;
         }
-        t.reshape([batch, kv_heads, 1, positions, head_dim])
-            .repeat_dim(2, group)
-            .reshape([batch, kv_heads * group, positions, head_dim])
+        t.reshape([batch, kv_heads, 1, positions, head_dim]).repeat_dim(2, group).reshape([
+            batch,
+            kv_heads * group,
+            positions,
+            head_dim,
+        ])
     }
 }
 

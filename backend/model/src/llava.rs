@@ -1,11 +1,11 @@
 //! LLaVA-NeXT: vision tower, projector, `image_newline`, language model (Hugging Face `LlavaNextForConditionalGeneration`).
 
+use crate::Error;
 use crate::anyres::TileGrid;
 use crate::clip::ClipVision;
 use crate::config::LlavaNextConfig;
 use crate::llama::Llama;
 use crate::weights::{Checkpoint, Loader, Saver, TensorIo};
-use crate::Error;
 use burn::module::{Module, Param};
 use burn::nn::{Initializer, Linear, LinearConfig};
 use burn::tensor::activation::gelu;

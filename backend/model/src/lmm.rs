@@ -100,7 +100,8 @@ impl<B: Backend> Lmm<B> {
     /// A picture without exactly one `<image>` in a raw prompt, or `<image>` without a picture; a prompt that is
     /// longer than the model's positions.
     pub fn prepare(&self, input: &PromptInput) -> Result<Prepared, Error> {
-        let rendered = if input.chat { self.chat.render(&input.text, input.image.is_some())? } else { input.text.clone() };
+        let rendered =
+            if input.chat { self.chat.render(&input.text, input.image.is_some())? } else { input.text.clone() };
         let bos = self.chat.bos_token();
         let add_special_tokens = bos.is_empty() || !rendered.starts_with(bos);
         let encoding = self
@@ -111,7 +112,9 @@ impl<B: Backend> Lmm<B> {
         let found = encoding.get_ids().iter().filter(|&&id| id == image_token).count();
         if found != usize::from(input.image.is_some()) {
             let given = if input.image.is_some() { "one picture" } else { "no picture" };
-            return Err(Error::BadInput(format!("the prompt names {found} pictures (`<image>`), but {given} was given")));
+            return Err(Error::BadInput(format!(
+                "the prompt names {found} pictures (`<image>`), but {given} was given"
+            )));
         }
         let pixels = input.image.as_ref().map(|picture| self.processor.process(&self.config, picture));
         let (input_ids, spans) = self.expand(encoding.get_ids(), pixels.as_ref());

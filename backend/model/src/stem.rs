@@ -1,6 +1,8 @@
 //! A convolutional stem in front of the transformer blocks, for towers small enough to train on a CPU.
 //!
-//! ConvNeXt blocks (Liu et al. 2022): `x + W₂ GELU(W₁ LN(dwconv(x)))`, with a stride-2 convolution before each stage.
+//! Residual blocks `x + W GELU(LN(conv(x)))`, with a stride-2 convolution before each stage. The convolution is a full one:
+//! the weight gradient of a depthwise one runs channel by channel in burn 0.21 (measured: 17 pictures a second against
+//! 60 and more).
 //! The 8B model does not use it: its `vision_config` has no `stem`.
 
 use crate::Error;
@@ -16,9 +18,9 @@ use serde::{Deserialize, Serialize};
 pub struct StemConfig {
     /// Channels after each stage; the last is the tower's `hidden_size`.
     pub channels: Vec<usize>,
-    /// ConvNeXt blocks in each stage.
+    /// Residual blocks in each stage.
     pub depths: Vec<usize>,
-    /// Side of the depthwise kernel, odd.
+    /// Side of the blocks' kernels, odd.
     pub kernel: usize,
 }
 
@@ -32,7 +34,7 @@ impl StemConfig {
                     .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
                     .init(device),
                 norm: LayerNormConfig::new(channels).init(device),
-                blocks: (0..depth).map(|_| ConvNextBlock::new(channels, self.kernel, device)).collect(),
+                blocks: (0..depth).map(|_| ConvBlock::new(channels, self.kernel, device)).collect(),
             };
             previous = channels;
             stage
@@ -51,15 +53,14 @@ pub struct Stem<B: Backend> {
 struct StemStage<B: Backend> {
     down: Conv2d<B>,
     norm: LayerNorm<B>,
-    blocks: Vec<ConvNextBlock<B>>,
+    blocks: Vec<ConvBlock<B>>,
 }
 
 #[derive(Module, Debug)]
-struct ConvNextBlock<B: Backend> {
-    depthwise: Conv2d<B>,
+struct ConvBlock<B: Backend> {
+    conv: Conv2d<B>,
     norm: LayerNorm<B>,
-    expand: Linear<B>,
-    reduce: Linear<B>,
+    linear: Linear<B>,
 }
 
 /// Normalises over channels of `[batch, channels, height, width]`, returning `[batch, height, width, channels]`.
@@ -67,23 +68,21 @@ fn channels_last_norm<B: Backend>(norm: &LayerNorm<B>, x: Tensor<B, 4>) -> Tenso
     norm.forward(x.permute([0, 2, 3, 1]))
 }
 
-impl<B: Backend> ConvNextBlock<B> {
+impl<B: Backend> ConvBlock<B> {
     fn new(channels: usize, kernel: usize, device: &B::Device) -> Self {
         let pad = kernel / 2;
         Self {
-            depthwise: Conv2dConfig::new([channels, channels], [kernel, kernel])
-                .with_groups(channels)
+            conv: Conv2dConfig::new([channels, channels], [kernel, kernel])
                 .with_padding(PaddingConfig2d::Explicit(pad, pad, pad, pad))
                 .init(device),
             norm: LayerNormConfig::new(channels).init(device),
-            expand: LinearConfig::new(channels, 4 * channels).init(device),
-            reduce: LinearConfig::new(4 * channels, channels).init(device),
+            linear: LinearConfig::new(channels, channels).init(device),
         }
     }
 
     fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let mixed = channels_last_norm(&self.norm, self.depthwise.forward(x.clone()));
-        let update = self.reduce.forward(gelu(self.expand.forward(mixed)));
+        let mixed = channels_last_norm(&self.norm, self.conv.forward(x.clone()));
+        let update = self.linear.forward(gelu(mixed));
         x + update.permute([0, 3, 1, 2])
     }
 }
@@ -110,10 +109,9 @@ impl<B: Backend> Stem<B> {
             io.layer_norm(&format!("{stage_path}.norm"), &mut stage.norm)?;
             for (b, block) in stage.blocks.iter_mut().enumerate() {
                 let path = format!("{stage_path}.blocks.{b}");
-                io.conv(&format!("{path}.depthwise"), &mut block.depthwise)?;
+                io.conv(&format!("{path}.conv"), &mut block.conv)?;
                 io.layer_norm(&format!("{path}.norm"), &mut block.norm)?;
-                io.linear(&format!("{path}.expand"), &mut block.expand)?;
-                io.linear(&format!("{path}.reduce"), &mut block.reduce)?;
+                io.linear(&format!("{path}.linear"), &mut block.linear)?;
             }
         }
         Ok(())

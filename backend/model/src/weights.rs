@@ -147,7 +147,9 @@ impl<'a> Loader<'a> {
 
     /// Fails if the checkpoint holds tensors that nothing asked for (rotary caches of old saves excepted).
     pub fn finish(self) -> Result<(), Error> {
-        let known = |key: &str| self.used.contains(key) || key.ends_with("rotary_emb.inv_freq") || key.ends_with("position_ids");
+        let known = |key: &str| {
+            self.used.contains(key) || key.ends_with("rotary_emb.inv_freq") || key.ends_with("position_ids")
+        };
         let extra: Vec<&str> = self.checkpoint.keys().filter(|key| !known(key)).collect();
         if extra.is_empty() {
             return Ok(());
@@ -177,7 +179,8 @@ impl<B: Backend> TensorIo<B> for Loader<'_> {
         let shape: [usize; D] = param.lazy_shape().dims();
         let device = param.lazy_device();
         let values = self.read(key, &shape)?;
-        *param = Param::initialized(param.id, Tensor::from_data(TensorData::new(values, shape), &device).require_grad());
+        *param =
+            Param::initialized(param.id, Tensor::from_data(TensorData::new(values, shape), &device).require_grad());
         Ok(())
     }
 

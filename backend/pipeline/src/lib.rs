@@ -1,1 +1,5 @@
-//! Datasets, caching, examples, training: how the numbers are made
+//! How the numbers are made: datasets, training, statistics, labels.
+//!
+//! [`pocket`] builds the embedded demo from scratch, stage by stage.
+
+pub mod pocket;

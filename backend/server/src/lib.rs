@@ -1,1 +1,34 @@
-//! The lmm-scope binary: page, API, engine
+//! The server: the page, the API, and the engine behind them.
+//!
+//! A request goes [`router`] → a thin handler in [`handlers`] → one call of [`catalogue`] (what the store knows) or
+//! [`engine`] (what the model computes) → wire type. Errors become RFC 9457 problems in one place, [`error`].
+
+pub mod assets;
+pub mod catalogue;
+pub mod config;
+pub mod engine;
+pub mod error;
+mod extractors;
+mod handlers;
+pub mod openapi;
+pub mod picture;
+pub mod router;
+pub mod serve;
+pub mod ssr;
+mod static_files;
+pub mod weights;
+
+use catalogue::Catalogue;
+use engine::Engine;
+use frontend::app::SiteAssets;
+use std::sync::Arc;
+use weights::Weights;
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct AppState {
+    pub catalogue: Catalogue,
+    pub engine: Engine,
+    pub weights: Arc<Weights>,
+    pub site: SiteAssets,
+}

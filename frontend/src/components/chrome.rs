@@ -1,11 +1,6 @@
 //! What surrounds every page: header, footer, keyboard help.
 
-use crate::{
-    app::use_current_source,
-    browser,
-    components::SearchField,
-    links::source_path,
-};
+use crate::{app::use_current_source, browser, components::SearchField, links::source_path};
 use leptos::{ev, html, prelude::*};
 use leptos_router::hooks::{use_location, use_query_map};
 
@@ -36,7 +31,7 @@ pub fn Header() -> impl IntoView {
     let action = Signal::derive(move || key.get().map_or_else(String::new, |key| source_path(&key)));
     let value = Signal::derive(move || query.read().get("q").unwrap_or_default());
     // The pages with a search field of their own do without the header's.
-    let own_field = move || path.get() == "/" || key.get().is_some_and(|key| path.get() == source_path(&key));
+    let own_field = move || has_search_field(&path.get());
     view! {
         <header class="top">
             <a class="brand" href="/" aria-label="LMM Scope, start page">
@@ -55,6 +50,11 @@ pub fn Header() -> impl IntoView {
             <ThemeSwitch />
         </header>
     }
+}
+
+/// The landing page and the pages `/{model}/{source}`.
+fn has_search_field(path: &str) -> bool {
+    matches!(path.split('/').filter(|segment| !segment.is_empty()).count(), 0 | 2)
 }
 
 /// The sign: a patch grid with some light in it.
@@ -165,7 +165,8 @@ pub fn Help() -> impl IntoView {
             }
         });
         let clicks = window_event_listener(ev::click, move |event| {
-            let target = event.target().and_then(|target| wasm_bindgen::JsCast::dyn_into::<web_sys::Element>(target).ok());
+            let target =
+                event.target().and_then(|target| wasm_bindgen::JsCast::dyn_into::<web_sys::Element>(target).ok());
             if target.is_some_and(|element| element.closest(".help-open").ok().flatten().is_some()) {
                 open();
             }

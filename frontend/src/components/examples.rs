@@ -60,11 +60,8 @@ fn Example(key: SourceKey, activation: Activation, max: f32, marked: RwSignal<Op
     let here = RwSignal::new(None::<u32>);
     let grid = activation.image.grid;
     let values = StoredValue::new(heat::dense(&activation));
-    let label = format!(
-        "{}: {}",
-        activation.image.picture.caption,
-        values.with_value(|values| heat::summary(grid, values))
-    );
+    let label =
+        format!("{}: {}", activation.image.picture.caption, values.with_value(|values| heat::summary(grid, values)));
     let aspect = activation.image.picture.width.max(1) as f32 / activation.image.picture.height.max(1) as f32;
     let value_at = move |patch: Option<u32>| {
         patch.and_then(|patch| values.with_value(|values| values.get(patch as usize).copied()))

@@ -16,7 +16,8 @@ pub fn FeatureCard(feature: FeatureSummary) -> impl IntoView {
     let name = name_or_index(feature.label.as_deref(), feature.index);
     let thumbnail = match feature.thumbnail {
         Some(activation) => view! { <LitPicture activation /> }.into_any(),
-        None => view! { <span class="lit lit-dark">{if feature.dead { "never fires" } else { "no picture" }}</span> }.into_any(),
+        None => view! { <span class="lit lit-dark">{if feature.dead { "never fires" } else { "no picture" }}</span> }
+            .into_any(),
     };
     let class = match (feature.dead, feature.label.is_some()) {
         (true, _) => "card card-dead",

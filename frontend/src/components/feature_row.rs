@@ -30,9 +30,8 @@ pub fn FeatureRow(
 ) -> impl IntoView {
     let share = if scale > 0.0 { brightness(value / scale) } else { 0.0 };
     let width = if scale > 0.0 { (value / scale * 100.0).clamp(0.0, 100.0) } else { 0.0 };
-    let name = move || {
-        summary.with(|summary| name_or_index(summary.as_ref().and_then(|found| found.label.as_deref()), index))
-    };
+    let name =
+        move || summary.with(|summary| name_or_index(summary.as_ref().and_then(|found| found.label.as_deref()), index));
     let unlabelled = move || summary.with(|summary| summary.as_ref().is_none_or(|found| found.label.is_none()));
     let category = move || summary.with(|summary| summary.as_ref().map(|found| found.category.as_str()));
     let thumbnail = move || {

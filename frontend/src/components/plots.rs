@@ -7,10 +7,9 @@ use leptos::prelude::*;
 /// Name of a score for people, and what it is.
 fn score_name(score: &Score) -> (String, &'static str) {
     match score.explanation_score_type_name.as_str() {
-        "iou" => (
-            "IoU".into(),
-            "overlap of the lit area with the labelled thing: intersection over union, 1 is perfect",
-        ),
+        "iou" => {
+            ("IoU".into(), "overlap of the lit area with the labelled thing: intersection over union, 1 is perfect")
+        }
         "pmi" => ("PMI".into(), "how much more often the word is in the captions where the feature fires"),
         other => (other.to_owned(), "a score of the label"),
     }
@@ -76,7 +75,7 @@ pub fn ScoreMark(score: Score) -> impl IntoView {
     let text = format!("{name} {}, random pictures {}", sig3(score.value), sig3(score.baseline));
     view! {
         <span class="mark" title=text.clone()>
-            <span class="axis" style=style role="img" aria-label=text>
+            <span class="axis" style=style role="img" aria-label=text.clone()>
                 <i class="axis-base"></i>
                 <i class="axis-dot"></i>
             </span>

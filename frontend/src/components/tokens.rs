@@ -23,7 +23,7 @@ pub fn TextExample(text: TextActivation, common: f32) -> impl IntoView {
             let share = if scale > 0.0 { brightness(value / scale) } else { 0.0 };
             let title = (*value > 0.0).then(|| sig3(*value));
             view! {
-                <span class="token" class:token-hot=share > HOT style=format!("--share:{share:.2}") title=title>
+                <span class="token" class:token-hot={share > HOT} style=format!("--share:{share:.2}") title=title>
                     {visible_token(token)}
                 </span>
             }
@@ -60,7 +60,7 @@ pub fn TokenStrip(
             view! {
                 <button
                     class="token"
-                    class:token-hot=move || share() > HOT
+                    class:token-hot=move || { share() > HOT }
                     class:token-picked=move || picked.get() == Some(position)
                     style=move || format!("--share:{:.2}", share())
                     data-testid="token"

@@ -1,1 +1,26 @@
-//! The web worker that owns the visitor's GPU
+//! The web worker that owns the visitor's GPU.
+//!
+//! It loads the SAE from the server onto the GPU (or into the CPU twin), encodes hidden states into features and
+//! draws feature maps. The page talks to it in [`api::gpu`] messages; requests are handled one after another.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`worker`] | a request in, a reply and its buffers out |
+//! | [`engine`] | the SAE on the GPU or in the CPU twin |
+//! | [`load`] | the SAE's file, streamed in small slices: weights never sit whole in wasm memory on the GPU path |
+//! | [`safetensors`], [`config`] | what the two files of an SAE say |
+//! | `browser` | fetch, messages, the adapter's name; starts the worker (wasm only) |
+//!
+//! Everything but `browser` is the same natively, where it is tested.
+
+pub mod config;
+pub mod engine;
+mod error;
+pub mod load;
+pub mod safetensors;
+pub mod worker;
+
+#[cfg(target_arch = "wasm32")]
+mod browser;
+
+pub use error::Error;

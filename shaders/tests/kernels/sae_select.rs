@@ -58,11 +58,9 @@ async fn close_keys_are_told_apart(gpu: Gpu) {
     // Neighbouring floats, from the smallest normal ones to the largest: every byte of the key decides somewhere.
     for first in [f32::MIN_POSITIVE, 1.0, 1.0e38] {
         let mut random = Random(u64::from(first.to_bits()));
-        let neighbours: Vec<f32> = random
-            .wholes(1200, 300)
-            .iter()
-            .map(|&step| f32::from_bits(first.to_bits() + 300 + step as i32 as u32))
-            .collect();
+        let steps = random.wholes(1200, 300);
+        let neighbours: Vec<f32> =
+            steps.iter().map(|step| f32::from_bits(first.to_bits() + (step + 300.0) as u32)).collect();
         check(&gpu, &neighbours, 77).await;
     }
     let mut random = Random(9);

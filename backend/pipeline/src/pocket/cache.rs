@@ -1,0 +1,213 @@
+//! The cache set: pictures with their truth, run through the model with the paper's prompt, features kept sparsely.
+
+use super::concepts::{COLORS, ZONES, zone};
+use super::plan::Plan;
+use super::scene::{PATTERNS, Scene, Style};
+use super::sprites::Sprites;
+use super::tower::seeds;
+use super::words::SceneWords;
+use anyhow::{Context, Result};
+use api::{Picture, PictureObject, Rect};
+use burn::tensor::backend::Backend;
+use image::{DynamicImage, RgbImage, RgbaImage};
+use model::{Lmm, PromptInput, Sae, SpanKind, TopK};
+use std::collections::BTreeMap;
+
+/// The prompt of the paper's cache: the picture and nothing else.
+pub const CACHE_PROMPT: &str = "<image>";
+/// WebP quality of the pictures people see.
+const QUALITY: f32 = 78.0;
+
+/// What a patch can be said to show, with the category people file it under.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Truth {
+    pub category: api::Category,
+    pub name: String,
+}
+
+impl Truth {
+    fn new(category: api::Category, name: impl Into<String>) -> Self {
+        Self { category, name: name.into() }
+    }
+}
+
+/// A picture with its truth: for each thing it shows, the patches that show it (at least a quarter of the patch).
+pub struct CachePicture {
+    pub picture: Picture,
+    pub webp: Vec<u8>,
+    pub held_out: bool,
+    pub masks: BTreeMap<Truth, Vec<bool>>,
+    /// What the model reads: the WebP, decoded.
+    pub shown: RgbImage,
+}
+
+/// Draws a scene as people see it and notes what every patch shows.
+pub fn scene_picture(
+    plan: &Plan,
+    sprites: &Sprites,
+    scene: &Scene,
+    id: String,
+    kind: &str,
+    style: Style,
+) -> Result<CachePicture> {
+    let side = plan.display_side;
+    let grid = plan.vision_config().grid();
+    let drawn = scene.draw(sprites, side);
+    let webp = encode(&drawn.picture)?;
+    let shown = image::load_from_memory(&webp).context("our own WebP")?.to_rgb8();
+    let mut masks: BTreeMap<Truth, Vec<bool>> = BTreeMap::new();
+    let mut add = |truth: Truth, shares: &[f32]| {
+        let mask = masks.entry(truth).or_insert_with(|| vec![false; grid * grid]);
+        mask.iter_mut().zip(shares).for_each(|(on, share)| *on |= *share >= 0.25);
+    };
+    let mut objects = Vec::new();
+    for (number, item) in scene.items.iter().enumerate() {
+        let concept = &sprites.concepts[item.concept];
+        let shares = drawn.coverage(number as u8 + 1, grid);
+        let own = if concept.is_emotion() { api::Category::Emotion } else { api::Category::Object };
+        let name = if concept.is_emotion() { format!("{} face", concept.name) } else { concept.name.clone() };
+        add(Truth::new(own, name), &shares);
+        if concept.is_emotion() {
+            add(Truth::new(api::Category::Object, "faces"), &shares);
+        } else {
+            add(Truth::new(api::Category::Object, format!("things of the kind “{}”", concept.group)), &shares);
+            add(Truth::new(api::Category::Color, format!("{} things", COLORS[item.color])), &shares);
+        }
+        add(Truth::new(api::Category::Object, "any thing"), &shares);
+        let edge: Vec<f32> = shares.iter().map(|share| f32::from(u8::from((0.1..0.85).contains(share)))).collect();
+        add(Truth::new(api::Category::Part, "outlines"), &edge);
+        objects.push(PictureObject {
+            concept: concept.name.clone(),
+            color: COLORS[item.color].into(),
+            style: sprites.sprites[item.sprite].family.clone(),
+            rect: visible_rect(&drawn.mask, number as u8 + 1, side),
+        });
+    }
+    let behind = drawn.coverage(0, grid);
+    let background = &scene.background;
+    add(Truth::new(api::Category::Texture, format!("{} background", PATTERNS[background.pattern])), &behind);
+    add(Truth::new(api::Category::Color, format!("{} background", COLORS[background.color])), &behind);
+    add(
+        Truth::new(
+            api::Category::Texture,
+            format!("{} {} background", PATTERNS[background.pattern], COLORS[background.color]),
+        ),
+        &behind,
+    );
+    add(Truth::new(api::Category::Scene, "empty background"), &behind);
+    add_zones(&mut add, grid);
+    Ok(CachePicture {
+        picture: Picture {
+            id,
+            url: String::new(),
+            width: side as u32,
+            height: side as u32,
+            caption: SceneWords::new(&sprites.concepts, scene).caption(),
+            kind: kind.into(),
+            objects,
+            credit: credit(sprites, scene),
+        },
+        webp,
+        held_out: style == Style::HeldOut,
+        masks,
+        shown,
+    })
+}
+
+/// Where in the picture a patch lies is a truth too.
+fn add_zones(add: &mut impl FnMut(Truth, &[f32]), grid: usize) {
+    for (number, name) in ZONES.iter().enumerate() {
+        let inside = |patch: usize| {
+            let at = |i: usize| (i as f32 + 0.5) / grid as f32;
+            f32::from(u8::from(zone(at(patch % grid), at(patch / grid)) == number))
+        };
+        let shares: Vec<f32> = (0..grid * grid).map(inside).collect();
+        add(Truth::new(api::Category::Position, format!("{name} of the picture")), &shares);
+    }
+}
+
+/// The visible part's bounding box in pixels.
+fn visible_rect(mask: &[u8], number: u8, side: usize) -> Rect {
+    let (mut x0, mut y0, mut x1, mut y1) = (side, side, 0, 0);
+    for (i, _) in mask.iter().enumerate().filter(|(_, front)| **front == number) {
+        let (x, y) = (i % side, i / side);
+        (x0, y0, x1, y1) = (x0.min(x), y0.min(y), x1.max(x + 1), y1.max(y + 1));
+    }
+    if x0 >= x1 {
+        return Rect::default();
+    }
+    Rect { x: x0 as f32, y: y0 as f32, width: (x1 - x0) as f32, height: (y1 - y0) as f32 }
+}
+
+/// Authors and licences of a scene's drawings, each once.
+fn credit(sprites: &Sprites, scene: &Scene) -> String {
+    let mut lines: Vec<String> = scene
+        .items
+        .iter()
+        .filter_map(|item| super::pack::family(&sprites.sprites[item.sprite].family))
+        .map(|family| format!("{} ({}, {})", family.name, family.author, family.licence))
+        .collect();
+    lines.sort();
+    lines.dedup();
+    format!("composed from {}; resized", lines.join(", "))
+}
+
+fn encode(picture: &RgbImage) -> Result<Vec<u8>> {
+    let rgba: RgbaImage = DynamicImage::ImageRgb8(picture.clone()).to_rgba8();
+    super::pack::encode_webp(&rgba, QUALITY)
+}
+
+/// The cache set in the order of its ids: trained styles, then the held-out style.
+pub fn cache_set(plan: &Plan, sprites: &Sprites) -> Result<Vec<CachePicture>> {
+    let one = |i: usize| {
+        let style = if i < plan.cache_seen { Style::Seen } else { Style::HeldOut };
+        let scene = Scene::random(sprites, style, seeds::CACHE + i as u64);
+        scene_picture(plan, sprites, &scene, format!("scene-{i:05}"), "scene", style)
+    };
+    (0..plan.cache_seen + plan.cache_held_out).map(one).collect()
+}
+
+/// Pictures for the landing and analyze pages: every other one in the held-out style.
+pub fn sample_set(plan: &Plan, sprites: &Sprites) -> Result<Vec<CachePicture>> {
+    let mut pictures = Vec::new();
+    for seed in 0.. {
+        if pictures.len() >= plan.samples {
+            break;
+        }
+        let style = if pictures.len() % 2 == 0 { Style::Seen } else { Style::HeldOut };
+        let scene = Scene::random(sprites, style, seeds::SAMPLES + seed);
+        // Two or three things make a picture worth exploring.
+        if (2..=3).contains(&scene.items.len()) {
+            pictures.push(scene_picture(
+                plan,
+                sprites,
+                &scene,
+                format!("sample-{:02}", pictures.len()),
+                "sample",
+                style,
+            )?);
+        }
+    }
+    Ok(pictures)
+}
+
+/// Features of the base picture's patches: `[patches, k]`.
+pub fn encode_picture<B: Backend>(
+    lmm: &Lmm<B>,
+    sae: &Sae<B>,
+    layer: usize,
+    picture: &RgbImage,
+) -> Result<(TopK, f64, f64)> {
+    let input =
+        PromptInput { text: CACHE_PROMPT.into(), chat: false, image: Some(DynamicImage::ImageRgb8(picture.clone())) };
+    let prepared = lmm.prepare(&input)?;
+    let base = prepared.spans.iter().find(|span| span.kind == SpanKind::Base).context("no picture tokens")?;
+    let hidden = lmm.hidden_at(&prepared, layer)?.narrow(0, base.range.start, base.range.len());
+    let z = sae.encode(hidden.clone());
+    let residual = hidden.clone() - sae.decode(&z);
+    let squares = |t: burn::tensor::Tensor<B, 2>| -> f64 {
+        model::weights::f32_from_tensor(t).iter().map(|value| f64::from(*value).powi(2)).sum()
+    };
+    let centred = hidden.clone() - hidden.mean_dim(0);
+    Ok((z, squares(residual), squares(centred)))
+}

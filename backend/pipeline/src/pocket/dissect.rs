@@ -1,0 +1,176 @@
+//! Labels by network dissection (Bau et al. 2017) with exact masks: which truth does a feature's area match best?
+//!
+//! Protocol: the 40 pictures with the highest mean activation; patches above a fifth of the feature's maximum are its
+//! area. Pictures of even rank choose the truth with the highest IoU, pictures of odd rank measure it, so that the
+//! choice cannot flatter the score. The random baseline is the same truth's masks against the same feature's areas on
+//! other pictures (each area moved on by one picture).
+
+use super::cache::Truth;
+use std::collections::BTreeMap;
+
+/// Pictures looked at.
+pub const PICTURES: usize = 40;
+/// Share of the maximum above which a patch belongs to the area.
+pub const AREA_THRESHOLD: f32 = 0.2;
+/// Labels below this IoU are not given.
+pub const MIN_IOU: f32 = 0.15;
+
+/// One picture's area and truth.
+pub struct Seen<'a> {
+    pub area: Vec<bool>,
+    pub masks: &'a BTreeMap<Truth, Vec<bool>>,
+}
+
+/// The best truth for a feature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Match {
+    pub truth: Truth,
+    /// On pictures that did not choose it.
+    pub iou: f32,
+    pub baseline: f32,
+}
+
+/// Area where the activation is above [`AREA_THRESHOLD`] of `max`.
+pub fn area(patches: usize, indices: &[u16], values: &[f32], max: f32) -> Vec<bool> {
+    let mut area = vec![false; patches];
+    for (&index, &value) in indices.iter().zip(values) {
+        area[index as usize] = value > AREA_THRESHOLD * max;
+    }
+    area
+}
+
+/// Intersection and union, summed over pictures.
+#[derive(Debug, Clone, Copy, Default)]
+struct Overlap {
+    both: u32,
+    either: u32,
+}
+
+impl Overlap {
+    fn add(&mut self, area: &[bool], mask: Option<&Vec<bool>>) {
+        for (patch, &on) in area.iter().enumerate() {
+            let truth = mask.is_some_and(|mask| mask[patch]);
+            self.both += u32::from(on && truth);
+            self.either += u32::from(on || truth);
+        }
+    }
+
+    fn iou(self) -> f32 {
+        if self.either == 0 { 0.0 } else { self.both as f32 / self.either as f32 }
+    }
+}
+
+/// IoU of one truth over `seen`, areas shifted by `shift` pictures.
+fn iou<'a>(seen: &[&Seen<'a>], truth: &Truth, shift: usize) -> f32 {
+    let mut overlap = Overlap::default();
+    for (i, picture) in seen.iter().enumerate() {
+        overlap.add(&seen[(i + shift) % seen.len()].area, picture.masks.get(truth));
+    }
+    overlap.iou()
+}
+
+/// The truth that the feature's area matches best; `None` if nothing reaches [`MIN_IOU`].
+pub fn best_match(seen: &[Seen<'_>]) -> Option<Match> {
+    let choosing: Vec<&Seen<'_>> = seen.iter().step_by(2).collect();
+    let measuring: Vec<&Seen<'_>> = seen.iter().skip(1).step_by(2).collect();
+    if measuring.len() < 3 {
+        return None;
+    }
+    // Only truths that several of the pictures show can be what the feature is about.
+    let mut shown: BTreeMap<&Truth, usize> = BTreeMap::new();
+    for truth in choosing.iter().flat_map(|picture| picture.masks.keys()) {
+        *shown.entry(truth).or_default() += 1;
+    }
+    let best = shown
+        .into_iter()
+        .filter(|(_, pictures)| *pictures >= 2)
+        .map(|(truth, _)| (truth, iou(&choosing, truth, 0)))
+        .max_by(|a, b| a.1.total_cmp(&b.1).then_with(|| b.0.cmp(a.0)))?;
+    let found = Match { truth: best.0.clone(), iou: iou(&measuring, best.0, 0), baseline: iou(&measuring, best.0, 1) };
+    (best.1 >= MIN_IOU && found.iou >= MIN_IOU).then_some(found)
+}
+
+/// Words of the captions that go with the feature most, by pointwise mutual information.
+///
+/// `with` holds the captions of pictures where it fires, `count` how often each word occurs in all `total` captions.
+pub fn words_by_pmi(with: &[&str], count: &BTreeMap<String, usize>, total: usize) -> Vec<(String, f32)> {
+    let mut here: BTreeMap<String, usize> = BTreeMap::new();
+    for caption in with {
+        for word in caption_words(caption) {
+            *here.entry(word).or_default() += 1;
+        }
+    }
+    let mut scored: Vec<(String, f32)> = here
+        .into_iter()
+        .filter(|(_, n)| *n >= 3)
+        .filter_map(|(word, n)| {
+            let all = *count.get(&word)? as f32 / total as f32;
+            let pmi = (n as f32 / with.len() as f32 / all).log2();
+            // Weighted by how many of the pictures it explains, so that a rare word does not win by luck.
+            (pmi > 0.3).then_some((word, pmi * n as f32 / with.len() as f32))
+        })
+        .collect();
+    scored.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    scored.truncate(3);
+    scored
+}
+
+/// Content words of a caption, each once.
+pub fn caption_words(caption: &str) -> Vec<String> {
+    const EMPTY: [&str; 9] = ["a", "an", "the", "at", "in", "on", "and", "background", "face"];
+    let mut words: Vec<String> = caption
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(str::to_lowercase)
+        .filter(|word| !EMPTY.contains(&word.as_str()))
+        .collect();
+    words.sort();
+    words.dedup();
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // tests panic on purpose
+    use super::*;
+    use api::Category;
+
+    fn truth(name: &str) -> Truth {
+        Truth { category: Category::Object, name: name.into() }
+    }
+
+    #[test]
+    fn a_feature_that_follows_a_concept_gets_its_name_and_beats_the_baseline() {
+        let masks: Vec<BTreeMap<Truth, Vec<bool>>> = (0..12usize)
+            .map(|i| {
+                let cat: Vec<bool> = (0..16).map(|patch| patch == i || patch == i + 1).collect();
+                let sky: Vec<bool> = (0..16).map(|patch| patch < 8).collect();
+                BTreeMap::from([(truth("cat"), cat), (truth("sky"), sky)])
+            })
+            .collect();
+        let seen: Vec<Seen<'_>> =
+            masks.iter().map(|masks| Seen { area: masks[&truth("cat")].clone(), masks }).collect();
+        let found = best_match(&seen).unwrap();
+        assert_eq!(found.truth, truth("cat"));
+        assert!((found.iou - 1.0).abs() < 1e-6);
+        assert!(found.baseline < 0.3, "{}", found.baseline);
+    }
+
+    #[test]
+    fn an_area_that_matches_nothing_gets_no_label() {
+        let masks: Vec<BTreeMap<Truth, Vec<bool>>> =
+            (0..12usize).map(|_| BTreeMap::from([(truth("cat"), (0..64).map(|patch| patch < 32).collect())])).collect();
+        let seen: Vec<Seen<'_>> =
+            masks.iter().map(|masks| Seen { area: (0..64).map(|patch| patch == 60).collect(), masks }).collect();
+        assert_eq!(best_match(&seen), None);
+    }
+
+    #[test]
+    fn words_that_everything_has_are_not_labels() {
+        let captions = ["a red cat", "a red cat", "a red cat", "a red dog"];
+        let all = BTreeMap::from([("red".to_string(), 100), ("cat".to_string(), 5), ("dog".to_string(), 50)]);
+        let words = words_by_pmi(&captions, &all, 100);
+        assert_eq!(words[0].0, "cat");
+        assert!(words.iter().all(|(word, _)| word != "red"));
+    }
+}

@@ -1,0 +1,169 @@
+//! What the store knows, said to both worlds: the API's handlers and the pages rendered on the server.
+
+use crate::error::AppError;
+use api::{
+    ActivationKind, Activations, Feature, FeatureList, FeatureQuery, FeatureSummary, Neighbours, Picture,
+    PictureActivations, PictureList, Source,
+};
+use frontend::api::{Answer, Client, Pending, SourceKey};
+use std::{fmt::Display, future::Future};
+use store::{PictureBytes, SourceEntry, Store};
+
+/// The store, with "not found" as an error that says what is missing.
+#[derive(Debug, Clone)]
+pub struct Catalogue {
+    store: Store,
+}
+
+impl Catalogue {
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    async fn entry(&self, key: &SourceKey) -> Result<SourceEntry, AppError> {
+        let entry = self.store.find_source(&key.model, &key.source).await?;
+        entry.ok_or_else(|| {
+            AppError::not_found(format!("There is no source {}/{}. See /api/v1/sources.", key.model, key.source))
+        })
+    }
+
+    pub async fn sources(&self) -> Result<Vec<Source>, AppError> {
+        Ok(self.store.list_sources().await?)
+    }
+
+    pub async fn source(&self, key: &SourceKey) -> Result<Source, AppError> {
+        Ok(self.entry(key).await?.source)
+    }
+
+    pub async fn features(&self, key: &SourceKey, query: &FeatureQuery) -> Result<FeatureList, AppError> {
+        Ok(self.store.list_features(&self.entry(key).await?, query).await?)
+    }
+
+    pub async fn feature(&self, key: &SourceKey, index: u32) -> Result<Feature, AppError> {
+        let entry = self.entry(key).await?;
+        self.store.find_feature(&entry, index).await?.ok_or_else(|| no_feature(&entry, index))
+    }
+
+    pub async fn activations(
+        &self,
+        key: &SourceKey,
+        index: u32,
+        kind: ActivationKind,
+        limit: u32,
+    ) -> Result<Activations, AppError> {
+        let entry = self.entry(key).await?;
+        let found = self.store.list_activations(&entry, index, kind, limit).await?;
+        found.ok_or_else(|| no_feature(&entry, index))
+    }
+
+    pub async fn neighbours(&self, key: &SourceKey, index: u32) -> Result<Neighbours, AppError> {
+        let entry = self.entry(key).await?;
+        self.store.find_neighbours(&entry, index).await?.ok_or_else(|| no_feature(&entry, index))
+    }
+
+    pub async fn pictures(
+        &self,
+        key: &SourceKey,
+        kind: &str,
+        page: u32,
+        per_page: u32,
+    ) -> Result<PictureList, AppError> {
+        Ok(self.store.list_pictures(&self.entry(key).await?, kind, page, per_page).await?)
+    }
+
+    pub async fn picture(&self, key: &SourceKey, id: &str) -> Result<Picture, AppError> {
+        let entry = self.entry(key).await?;
+        self.store.find_picture(&entry, id).await?.ok_or_else(|| no_picture(id))
+    }
+
+    pub async fn picture_activations(&self, key: &SourceKey, id: &str) -> Result<PictureActivations, AppError> {
+        let entry = self.entry(key).await?;
+        let found = self.store.find_picture_activations(&entry, id).await?;
+        found.ok_or_else(|| AppError::not_found(format!("{id} is not a sample picture. See /pictures?kind=sample.")))
+    }
+
+    pub async fn random(&self, key: &SourceKey) -> Result<FeatureSummary, AppError> {
+        let entry = self.entry(key).await?;
+        let found = self.store.random_feature(&entry).await?;
+        found.ok_or_else(|| AppError::not_found("No feature of this source is alive."))
+    }
+
+    pub async fn picture_webp(&self, id: &str) -> Result<PictureBytes, AppError> {
+        self.store.picture_webp(id).await?.ok_or_else(|| no_picture(id))
+    }
+
+    pub async fn picture_etag(&self, id: &str) -> Result<String, AppError> {
+        self.store.picture_etag(id).await?.ok_or_else(|| no_picture(id))
+    }
+}
+
+fn no_feature(entry: &SourceEntry, index: u32) -> AppError {
+    let Source { model_id, source_id, latents, .. } = &entry.source;
+    let last = latents.saturating_sub(1);
+    AppError::not_found(format!(
+        "There is no feature {index}: {model_id}/{source_id} has {latents} latents (0 to {last})."
+    ))
+}
+
+fn no_picture(id: impl Display) -> AppError {
+    AppError::not_found(format!("There is no picture {id}."))
+}
+
+/// The pages' way to the same answers, without HTTP.
+impl Client for Catalogue {
+    fn sources(&self) -> Pending<Vec<Source>> {
+        let catalogue = self.clone();
+        answer(async move { catalogue.sources().await })
+    }
+
+    fn source(&self, key: SourceKey) -> Pending<Source> {
+        let catalogue = self.clone();
+        answer(async move { catalogue.source(&key).await })
+    }
+
+    fn features(&self, key: SourceKey, query: FeatureQuery) -> Pending<FeatureList> {
+        let catalogue = self.clone();
+        answer(async move { catalogue.features(&key, &query).await })
+    }
+
+    fn feature(&self, key: SourceKey, index: u32) -> Pending<Feature> {
+        let catalogue = self.clone();
+        answer(async move { catalogue.feature(&key, index).await })
+    }
+
+    fn activations(&self, key: SourceKey, index: u32, kind: ActivationKind, limit: u32) -> Pending<Activations> {
+        let catalogue = self.clone();
+        answer(async move { catalogue.activations(&key, index, kind, limit).await })
+    }
+
+    fn neighbours(&self, key: SourceKey, index: u32) -> Pending<Neighbours> {
+        let catalogue = self.clone();
+        answer(async move { catalogue.neighbours(&key, index).await })
+    }
+
+    fn pictures(&self, key: SourceKey, kind: String, page: u32, per_page: u32) -> Pending<PictureList> {
+        let catalogue = self.clone();
+        answer(async move { catalogue.pictures(&key, &kind, page, per_page).await })
+    }
+
+    fn picture_activations(&self, key: SourceKey, id: String) -> Pending<PictureActivations> {
+        let catalogue = self.clone();
+        answer(async move { catalogue.picture_activations(&key, &id).await })
+    }
+
+    fn random(&self, key: SourceKey) -> Pending<FeatureSummary> {
+        let catalogue = self.clone();
+        answer(async move { catalogue.random(&key).await })
+    }
+}
+
+fn answer<T>(found: impl Future<Output = Result<T, AppError>> + Send + 'static) -> Pending<T> {
+    Box::pin(async move {
+        let answer: Answer<T> = found.await.map_err(|error| {
+            // The page shows the problem; only what the server did wrong belongs in the log.
+            error.log("", "page");
+            error.problem("")
+        });
+        answer
+    })
+}

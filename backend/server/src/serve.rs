@@ -1,0 +1,156 @@
+//! `lmm-scope serve`: open the store, start the engine, listen, and stop in good order.
+
+use crate::{
+    AppState, assets::site_assets, catalogue::Catalogue, config::ServeArgs, engine::Engine, router::router,
+    weights::Weights,
+};
+use anyhow::Context;
+use frontend::api::SourceKey;
+use std::{
+    io::{self, Write},
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use store::{Import, Store, files::names};
+use tokio::net::TcpListener;
+
+/// Where the server listens unless told otherwise.
+const DEFAULT_PORT: u16 = 8080;
+/// Ports after it that are tried when it is taken.
+const FURTHER_PORTS: u16 = 20;
+/// How long running requests may take to end after a signal.
+const SHUTDOWN_SECS: u64 = 10;
+
+/// Serves until SIGINT or SIGTERM.
+///
+/// # Errors
+/// When the artefacts or the database cannot be read, or the address is taken.
+pub async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    let (app, store) = app(args).await?;
+    let listener = listen(args.listen).await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    // People look for this line; the log goes to stderr.
+    writeln!(io::stdout(), "LMM Scope is ready: {url}")?;
+    tracing::info!(url, "listening");
+
+    let (stop, stopped) = tokio::sync::watch::channel(());
+    let server = axum::serve(listener, app).with_graceful_shutdown(async move {
+        shutdown_signal().await;
+        tracing::info!("stopping; running requests may end");
+        stop.send(()).ok();
+    });
+    let overdue = async {
+        let mut stopped = stopped;
+        stopped.changed().await.ok();
+        tokio::time::sleep(Duration::from_secs(SHUTDOWN_SECS)).await;
+    };
+    tokio::select! {
+        ended = server.into_future() => ended?,
+        () = overdue => tracing::warn!(waited_secs = SHUTDOWN_SECS, "requests were cut off"),
+    }
+    store.close().await;
+    Ok(())
+}
+
+/// The router with everything behind it, and the store to close at the end.
+///
+/// # Errors
+/// When the artefacts are missing or damaged, or the database cannot be opened.
+pub async fn app(args: &ServeArgs) -> anyhow::Result<(axum::Router, Store)> {
+    let folder = &args.artifacts;
+    let source = store::files::read_source(&folder.join(names::SOURCE)).with_context(|| {
+        format!(
+            "there is no model in {}; build one with `lmm-scope pocket`, or name its folder with --artifacts",
+            folder.display()
+        )
+    })?;
+    let key = SourceKey::from(&source);
+    let sae_folder = folder.join("sae").join(&source.hook_point);
+    let store = Store::open(&args.database_url()?).await?;
+    // The model loads while the features are imported.
+    let engine = Engine::start(folder.clone(), source, usize::from(args.engine_queue));
+    let weights_key = key.clone();
+    let weights = tokio::task::spawn_blocking(move || Weights::open(weights_key, &sae_folder));
+    let (engine, imported, weights) = tokio::join!(engine, store.import_artifacts(folder), weights);
+    log_import(&imported?);
+    let site = args.site_folder();
+    let state = AppState {
+        catalogue: Catalogue::new(store.clone()),
+        engine: engine?,
+        weights: Arc::new(weights??),
+        site: site_assets(&site)?,
+    };
+    frontend::render::init();
+    Ok((router(state, &site, &args.public), store))
+}
+
+fn log_import(import: &Import) {
+    let name = format!("{}/{}", import.source().model_id, import.source().source_id);
+    match import {
+        Import::Unchanged(_) => tracing::info!(source = name, "features are up to date"),
+        Import::Done { features, pictures, examples, .. } => {
+            tracing::info!(source = name, features, pictures, examples, "features imported");
+        }
+    }
+}
+
+/// Listens on `address`, or on the first free port from the default one on.
+async fn listen(address: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
+    if let Some(address) = address {
+        return TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"));
+    }
+    for port in DEFAULT_PORT..=DEFAULT_PORT + FURTHER_PORTS {
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
+            Ok(listener) => return Ok(listener),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => tracing::info!(port, "port is taken"),
+            Err(error) => return Err(error).with_context(|| format!("cannot listen on 127.0.0.1:{port}")),
+        }
+    }
+    anyhow::bail!(
+        "ports {DEFAULT_PORT} to {} are all taken; name another with --listen 127.0.0.1:9000",
+        DEFAULT_PORT + FURTHER_PORTS
+    )
+}
+
+/// Ends on the first SIGINT or SIGTERM.
+async fn shutdown_signal() {
+    let interrupt = async {
+        if let Err(error) = tokio::signal::ctrl_c().await {
+            tracing::error!(%error, "SIGINT cannot be watched");
+            std::future::pending::<()>().await;
+        }
+    };
+    #[cfg(unix)]
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(error) => {
+                tracing::error!(%error, "SIGTERM cannot be watched");
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    #[cfg(not(unix))]
+    let terminate = std::future::pending::<()>();
+    tokio::select! {
+        () = interrupt => {}
+        () = terminate => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // tests panic on purpose
+    use super::*;
+
+    #[tokio::test]
+    async fn a_taken_default_port_moves_on_and_a_named_one_does_not() {
+        let first = listen(None).await.unwrap();
+        let second = listen(None).await.unwrap();
+        assert!(first.local_addr().unwrap().port() < second.local_addr().unwrap().port());
+        let taken = second.local_addr().unwrap();
+        let error = listen(Some(taken)).await.unwrap_err().to_string();
+        assert!(error.contains(&taken.to_string()), "{error}");
+    }
+}

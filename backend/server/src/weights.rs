@@ -1,0 +1,160 @@
+//! The SAE's files, as the visitor's GPU wants them: resumable, and never fetched twice.
+
+use crate::error::AppError;
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use frontend::api::SourceKey;
+use sha2::{Digest, Sha256};
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+use tower::ServiceExt;
+use tower_http::services::ServeFile;
+
+/// Files of a hook point that are served.
+const FILES: [(&str, &str); 2] = [("sae.safetensors", "application/octet-stream"), ("cfg.json", "application/json")];
+/// A version in the address is at least this many digits of the file's SHA-256.
+const VERSION_DIGITS: usize = 8;
+
+/// The served files of one source.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    source: SourceKey,
+    files: Vec<WeightFile>,
+}
+
+#[derive(Debug, Clone)]
+struct WeightFile {
+    name: &'static str,
+    content_type: &'static str,
+    path: PathBuf,
+    sha256: String,
+}
+
+impl Weights {
+    /// Hashes the files in `folder`. Blocking work.
+    ///
+    /// # Errors
+    /// When one cannot be read; the error names it.
+    pub fn open(source: SourceKey, folder: &Path) -> io::Result<Self> {
+        let open = |(name, content_type)| {
+            let path = folder.join(name);
+            let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+            Ok(WeightFile { name, content_type, sha256: sha256_of_file(&path).map_err(named)?, path })
+        };
+        Ok(Self { source, files: FILES.into_iter().map(open).collect::<io::Result<_>>()? })
+    }
+
+    /// Answers a request for a file: whole, a range of it, or "not modified".
+    ///
+    /// With `version` (the first digits of the file's SHA-256) the answer never changes and is kept for a year;
+    /// without, it is asked for again each time.
+    ///
+    /// # Errors
+    /// When there is no such file, or another version of it was asked for.
+    pub async fn serve(
+        &self,
+        source: &SourceKey,
+        name: &str,
+        version: Option<&str>,
+        mut request: Request,
+    ) -> Result<Response, AppError> {
+        let file = self.files.iter().find(|file| file.name == name && self.source == *source);
+        let file = file.ok_or_else(|| {
+            let names = FILES.map(|(name, _)| name).join(" and ");
+            AppError::not_found(format!("There are no weights {name}; this source has {names}."))
+        })?;
+        if version.is_some_and(|version| version.len() < VERSION_DIGITS || !file.sha256.starts_with(version)) {
+            return Err(AppError::not_found(format!("{name} has another version: {}. Reload the page.", file.sha256)));
+        }
+        let cached = cache_headers(&file.sha256, version.is_some());
+        if is_current(request.headers(), &file.sha256) {
+            return Ok((StatusCode::NOT_MODIFIED, cached).into_response());
+        }
+        keep_range_only_of_this_version(request.headers_mut(), &file.sha256);
+        let response = ServeFile::new(&file.path).oneshot(request).await;
+        let mut response = match response {
+            Ok(response) => response.map(Body::new),
+            Err(never) => match never {},
+        };
+        response.headers_mut().extend(cached);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(file.content_type));
+        Ok(response)
+    }
+}
+
+/// `If-Range` with another version means: send the whole file. The other conditions are settled by then.
+fn keep_range_only_of_this_version(headers: &mut HeaderMap, sha256: &str) {
+    let other = headers.get(header::IF_RANGE).is_some_and(|value| *value != etag(sha256));
+    if other {
+        headers.remove(header::RANGE);
+    }
+    for name in [header::IF_MODIFIED_SINCE, header::IF_UNMODIFIED_SINCE] {
+        headers.remove(name);
+    }
+}
+
+fn etag(sha256: &str) -> String {
+    format!("\"{sha256}\"")
+}
+
+/// `ETag` and `Cache-Control` of something whose version is `sha256`.
+pub(crate) fn cache_headers(sha256: &str, immutable: bool) -> HeaderMap {
+    let control = if immutable { "public, max-age=31536000, immutable" } else { "public, no-cache" };
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(control));
+    if let Ok(value) = HeaderValue::from_str(&etag(sha256)) {
+        headers.insert(header::ETAG, value);
+    }
+    headers
+}
+
+/// True if the client already holds this version.
+pub(crate) fn is_current(headers: &HeaderMap, sha256: &str) -> bool {
+    let etag = etag(sha256);
+    let lists = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    lists
+        .flat_map(|list| list.split(','))
+        .map(str::trim)
+        .any(|held| held == "*" || held.trim_start_matches("W/") == etag)
+}
+
+/// SHA-256 of a file in lower-case hexadecimal.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn sha256_of_file(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            read => hash.update(&buffer[..read]),
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_says_what_it_holds() {
+        let with = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::IF_NONE_MATCH, HeaderValue::from_static(value));
+            is_current(&headers, "abc")
+        };
+        assert!(with("\"abc\"") && with("W/\"abc\"") && with("\"x\", \"abc\"") && with("*"));
+        assert!(!with("\"abcd\"") && !with("abc"));
+        assert!(!is_current(&HeaderMap::new(), "abc"));
+    }
+}

@@ -1,0 +1,9 @@
+//! The server from outside: every route, good and bad input, in-process on a tiny random model.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
+
+mod binary;
+mod common;
+mod engine;
+mod pages;
+mod read;
+mod refused;

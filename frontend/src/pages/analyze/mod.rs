@@ -1,0 +1,129 @@
+//! `/{model}/{source}/analyze`: a picture, its hidden states from the server, its features from the visitor's GPU.
+
+mod address;
+mod intake;
+mod result;
+mod run;
+
+use crate::{
+    api::{SourceKey, client},
+    components::{Load, Skeleton},
+    pages::use_source_key,
+};
+use address::AnalyzeAddress;
+use api::{FeatureSummary, Picture};
+use intake::{Intake, PromptField};
+use leptos::prelude::*;
+use leptos_meta::{Meta, Title};
+use leptos_router::{
+    NavigateOptions,
+    hooks::{use_navigate, use_query_map},
+};
+use result::{Picked, Rows, Waiting};
+use run::{OwnPicture, Run, Stage};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Sample pictures offered.
+const SAMPLES: u32 = 24;
+
+/// Everything the parts of the page share.
+#[derive(Clone, Copy)]
+struct State {
+    key: Memo<SourceKey>,
+    /// What a person set, from the address.
+    address: Memo<AnalyzeAddress>,
+    /// Sets it anew.
+    go: Callback<AnalyzeAddress>,
+    /// The visitor's own picture; it never leaves this page but for its hidden states.
+    own: RwSignal<Option<OwnPicture>>,
+    stage: RwSignal<Stage>,
+    run: RwSignal<Option<Arc<Run>>>,
+    /// The patch under the pointer.
+    hovered: RwSignal<Option<u32>>,
+    /// The feature whose row is under the pointer.
+    pointed: RwSignal<Option<u32>>,
+    /// Labels and thumbnails that have arrived.
+    summaries: RwSignal<BTreeMap<u32, FeatureSummary>>,
+}
+
+impl State {
+    fn update(self, edit: impl FnOnce(&mut AnalyzeAddress)) {
+        let mut address = self.address.get_untracked();
+        edit(&mut address);
+        self.go.run(address);
+    }
+}
+
+#[component]
+pub fn AnalyzePage() -> impl IntoView {
+    let key = use_source_key();
+    let params = use_query_map();
+    let navigate = use_navigate();
+    let state = State {
+        key,
+        address: Memo::new(move |_| AnalyzeAddress::from_params(&params.read())),
+        go: Callback::new(move |address: AnalyzeAddress| {
+            let options = NavigateOptions { scroll: false, replace: true, ..NavigateOptions::default() };
+            navigate(&address.path(&key.get_untracked()), options);
+        }),
+        own: RwSignal::new(None),
+        stage: RwSignal::new(Stage::Idle),
+        run: RwSignal::new(None),
+        hovered: RwSignal::new(None),
+        pointed: RwSignal::new(None),
+        summaries: RwSignal::new(BTreeMap::new()),
+    };
+    run::follow(state);
+    let samples = {
+        let client = client();
+        Resource::new(move || key.get(), move |key| client.pictures(key, "sample".into(), 0, SAMPLES))
+    };
+    let title = move || format!("Analyze a picture with {} {}", key.get().model, key.get().source);
+    view! {
+        <Title text=title />
+        <Meta property="og:title" content=title />
+        <Meta
+            property="og:description"
+            content="Drop a picture: the server computes hidden states, your GPU finds the features."
+        />
+        <div class="analyze">
+            <header class="page-head">
+                <h1>"Analyze a picture"</h1>
+                <p class="lead">
+                    "Choose a sample or use your own. The server computes hidden states, your GPU finds the features, and every patch answers."
+                </p>
+            </header>
+            <Load
+                resource=samples
+                waiting=|| view! { <Skeleton shape="picture" /> }
+                view=move |list| view! { <Bench state samples=list.pictures /> }
+            />
+        </div>
+    }
+}
+
+/// Picture on the left, features on the right.
+#[component]
+fn Bench(state: State, samples: Vec<Picture>) -> impl IntoView {
+    let known = StoredValue::new(samples.clone());
+    let shown = Memo::new(move |_| match (state.own.get(), state.address.get().picture) {
+        (Some(own), _) => Some(Picture { url: own.url, caption: own.name, ..Picture::default() }),
+        (None, Some(id)) => known
+            .with_value(|known| known.iter().find(|sample| sample.id == id).cloned())
+            .or_else(|| Some(Picture { url: format!("/pictures/{id}.webp"), id, ..Picture::default() })),
+        (None, None) => None,
+    });
+    view! {
+        <div class="bench">
+            <div class="bench-left">
+                {move || shown.get().map(|picture| view! { <Picked state picture /> })}
+                <Intake state samples empty=Signal::derive(move || shown.get().is_none()) />
+                <PromptField state />
+            </div>
+            <div class="bench-right">
+                <Waiting state />
+                <Rows state />
+            </div>
+        </div>
+    }
+}

@@ -1,0 +1,258 @@
+//! The picture with its light, and the ranking beside it.
+
+use super::{
+    State,
+    run::{Run, Stage, cancel},
+};
+use crate::{
+    browser::now_ms,
+    components::{Choice, FeatureRow, PatchPicture, Switch, TokenStrip},
+    format::{bytes, name_or_index},
+    gpu, heat,
+    ranking::{RankBy, Ranked},
+};
+use api::Picture;
+use leptos::{ev, prelude::*};
+
+/// Rows of the ranking.
+const ROWS: usize = 20;
+
+/// Which positions the ranking is about: the token, the patch under the pointer, the picked patches, or all patches.
+fn positions(state: State, run: &Run) -> Vec<u32> {
+    let address = state.address.get();
+    if let Some(patch) = state.hovered.get().and_then(|patch| run.base.get(patch as usize)) {
+        return vec![*patch];
+    }
+    if let Some(token) = address.token {
+        return vec![token];
+    }
+    let picked: Vec<u32> = address.patches.iter().filter_map(|patch| run.base.get(*patch as usize)).copied().collect();
+    if picked.is_empty() { run.base.clone() } else { picked }
+}
+
+/// The ranking on the screen.
+pub fn rows_of(state: State, run: &Run) -> Vec<Ranked> {
+    run.acts.rank(&positions(state, run), state.address.get().rank, ROWS)
+}
+
+/// The feature that lights the picture: under the pointer, kept, or the first of the ranking.
+fn lit_feature(state: State) -> Option<u32> {
+    let run = state.run.get()?;
+    let kept = state.pointed.get().or(state.address.get().feature);
+    kept.or_else(|| rows_of(state, &run).first().map(|row| row.feature))
+}
+
+fn name(state: State, feature: u32) -> String {
+    state
+        .summaries
+        .with(|summaries| name_or_index(summaries.get(&feature).and_then(|found| found.label.as_deref()), feature))
+}
+
+/// The picture on the bench, its tokens, and what computed it.
+#[component]
+pub fn Picked(state: State, picture: Picture) -> impl IntoView {
+    let lit = Memo::new(move |_| lit_feature(state));
+    let values = Memo::new(move |_| {
+        let (Some(run), Some(feature)) = (state.run.get(), lit.get()) else { return Vec::new() };
+        run.acts.values(feature, run.base.iter().copied())
+    });
+    let grid = Memo::new(move |_| state.run.get().map_or([1, 1], |run| run.grid));
+    let caption = picture.caption.clone();
+    let label = Signal::derive(move || lit.get().map_or_else(|| caption.clone(), |feature| name(state, feature)));
+    let size = (picture.width > 0).then_some((picture.width, picture.height));
+    Effect::new(move |_| {
+        let handle = window_event_listener(ev::keydown, move |event| {
+            let address = state.address.get_untracked();
+            let held = !address.patches.is_empty() || address.token.is_some() || address.feature.is_some();
+            if event.key() == "Escape" && held {
+                state.update(|address| *address = address.for_picture(address.picture.clone()));
+            }
+        });
+        on_cleanup(move || handle.remove());
+    });
+    view! {
+        <PatchPicture
+            url=Signal::stored(picture.url)
+            size=Signal::stored(size)
+            grid=grid
+            values=values
+            scale=Signal::derive(move || values.with(|values| heat::maximum(values)))
+            label=label
+            hovered=state.hovered
+            picked=Signal::derive(move || state.address.get().patches)
+            on_pick=move |patch| state.update(|address| address.toggle_patch(patch))
+        />
+        <Prompt state lit />
+        <p class="path mono" data-testid="analyze-path">
+            {move || state.run.get().map(|run| run.path.clone())}
+        </p>
+    }
+}
+
+/// The prompt's tokens, lit by the same feature.
+#[component]
+fn Prompt(state: State, lit: Memo<Option<u32>>) -> impl IntoView {
+    let shares = Memo::new(move |_| {
+        let (Some(run), Some(feature)) = (state.run.get(), lit.get()) else { return Vec::new() };
+        let values = run.acts.values(feature, run.text.iter().map(|(position, _)| *position));
+        let all = run.acts.values(feature, 0..run.acts.tokens() as u32);
+        let scale = heat::maximum(&all);
+        values.into_iter().map(|value| if scale > 0.0 { heat::brightness(value / scale) } else { 0.0 }).collect()
+    });
+    let pick = move |token| {
+        state.update(|address| {
+            address.token = if address.token == Some(token) { None } else { Some(token) };
+            address.patches.clear();
+        });
+    };
+    move || {
+        let tokens = state.run.get().map(|run| run.text.clone()).filter(|tokens| !tokens.is_empty())?;
+        let picked = Signal::derive(move || state.address.get().token);
+        Some(view! { <TokenStrip tokens shares picked on_pick=pick /> })
+    }
+}
+
+/// What is going on, with bytes and seconds, until the features are there. Always a way out.
+#[component]
+pub fn Waiting(state: State) -> impl IntoView {
+    let progress = gpu::progress();
+    let line = move || match state.stage.get() {
+        Stage::Extracting => Some("The server computes hidden states"),
+        Stage::Loading => Some("The autoencoder is on its way to your GPU"),
+        Stage::Encoding => Some("Your GPU finds the features"),
+        _ => None,
+    };
+    let weights = move || {
+        let progress = progress.get()?;
+        let text = weights_line(progress, now_ms());
+        Some(view! {
+            <div class="progress">
+                <progress max=progress.total.to_string() value=progress.received.to_string()></progress>
+                <span class="mono">{text}</span>
+            </div>
+        })
+    };
+    view! {
+        <div class="waiting" aria-live="polite">
+            {move || {
+                line()
+                    .map(|line| {
+                        view! {
+                            <p class="waiting-line">
+                                <span>{line}"…"</span>
+                                <button
+                                    class="button"
+                                    on:click=move |_| {
+                                        cancel();
+                                        state.stage.set(Stage::Idle);
+                                    }
+                                >
+                                    "Cancel"
+                                </button>
+                            </p>
+                        }
+                    })
+            }}
+            {move || state.stage.with(Stage::is_working).then(weights.clone())}
+            {move || state.stage.with(Stage::problem)}
+        </div>
+    }
+}
+
+/// `1.2 of 2.4 MB · 3 s left`.
+fn weights_line(progress: gpu::Progress, now: f64) -> String {
+    let gpu::Progress { received, total, started_ms } = progress;
+    let seconds = (now - started_ms) / 1000.0;
+    let left = if received > 0 { seconds * (total.saturating_sub(received) as f64) / received as f64 } else { 0.0 };
+    let left = if left >= 1.0 { format!(" · {left:.0} s left") } else { String::new() };
+    format!("autoencoder {} of {}{left}", bytes(received), bytes(total))
+}
+
+/// The ranked features.
+#[component]
+pub fn Rows(state: State) -> impl IntoView {
+    let ranking = Memo::new(move |_| state.run.get().map_or_else(Vec::new, |run| rows_of(state, &run)));
+    let lit = Memo::new(move |_| lit_feature(state));
+    let heading = move || {
+        let run = state.run.get()?;
+        let address = state.address.get();
+        let columns = run.grid[1].max(1);
+        Some(match (state.hovered.get(), address.token, address.patches.as_slice()) {
+            (Some(patch), ..) => format!("At the patch in row {}, column {}", patch / columns + 1, patch % columns + 1),
+            (None, Some(_), _) => "At the picked token".to_owned(),
+            (None, None, []) => "On the whole picture".to_owned(),
+            (None, None, [_]) => "At the picked patch".to_owned(),
+            (None, None, patches) => format!("At the {} picked patches", patches.len()),
+        })
+    };
+    let orders = Signal::derive(move || {
+        let address = state.address.get();
+        let key = state.key.get();
+        RankBy::ALL
+            .map(|rank| Choice {
+                name: rank.as_str().into(),
+                href: super::AnalyzeAddress { rank, ..address.clone() }.path(&key),
+                current: rank == address.rank,
+                about: match rank {
+                    RankBy::Max => "by the strongest of these patches",
+                    RankBy::Mean => "by the mean over these patches",
+                },
+            })
+            .to_vec()
+    });
+    let rows = move || {
+        let rows = ranking.get();
+        let scale = rows.first().map_or(0.0, |row| row.value);
+        rows.into_iter()
+            .map(|row| {
+                let feature = row.feature;
+                view! {
+                    <FeatureRow
+                        key=state.key.get_untracked()
+                        index=feature
+                        value=row.value
+                        scale
+                        summary=Signal::derive(move || state.summaries.with(|found| found.get(&feature).cloned()))
+                        lit=lit
+                        on_light=move |feature| state.pointed.set(feature)
+                        on_pin=move |feature| {
+                            state
+                                .update(|address| {
+                                    address.feature = if address.feature == Some(feature) { None } else { Some(feature) };
+                                });
+                        }
+                        testid="analyze-row"
+                    />
+                }
+            })
+            .collect_view()
+    };
+    let hint = move || match state.run.get() {
+        Some(_) => "Point at a patch to rank its features, click to keep it, Esc to let go.",
+        None => "The features of the picture will stand here, strongest first.",
+    };
+    view! {
+        <div class="ranking">
+            <div class="ranking-head" hidden=move || state.run.get().is_none()>
+                <h2 aria-live="polite">{heading}</h2>
+                <Switch label="Rank by" choices=orders />
+            </div>
+            <ol class="rows">{rows}</ol>
+            <p class="faint hint" hidden=move || state.stage.with(Stage::is_working)>
+                {hint}
+            </p>
+        </div>
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_has_bytes_and_seconds() {
+        let progress = gpu::Progress { received: 1_200_000, total: 2_400_000, started_ms: 1_000.0 };
+        assert_eq!(weights_line(progress, 4_000.0), "autoencoder 1.20 MB of 2.40 MB · 3 s left");
+        assert_eq!(weights_line(gpu::Progress { received: 0, ..progress }, 4_000.0), "autoencoder 0 B of 2.40 MB");
+    }
+}

@@ -1,0 +1,289 @@
+//! One analysis: hidden states from the server, features from the GPU worker, labels from the server.
+
+use super::State;
+use crate::{
+    api::{Answer, SourceKey, client, local_problem},
+    components::ProblemView,
+    gpu,
+    http::{self, CANCELLED, OwnFile, PictureInput},
+    links::api_path,
+    ranking::{RankBy, TopActs},
+};
+use api::{ErrorCode, FeatureQuery, Problem, TokenKind, TokenSpan};
+use leptos::{prelude::*, task::spawn_local};
+use std::{cell::RefCell, collections::BTreeSet, sync::Arc};
+use web_sys::{AbortController, File, Url};
+
+/// Labels fetched ahead: the strongest features of the picture.
+const AHEAD: usize = 96;
+/// Features per request for labels.
+const BATCH: usize = 96;
+
+/// A picture from the visitor's disk or clipboard.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OwnPicture {
+    pub file: OwnFile,
+    /// `blob:` address, for showing it.
+    pub url: String,
+    pub name: String,
+}
+
+impl OwnPicture {
+    pub fn new(file: File) -> Option<Self> {
+        let url = Url::create_object_url_with_blob(&file).ok()?;
+        Some(Self { url, name: file.name(), file: OwnFile::new(file) })
+    }
+
+    /// Frees what the browser holds for showing it.
+    pub fn release(&self) {
+        // Only an address that never existed could fail.
+        _ = Url::revoke_object_url(&self.url);
+    }
+}
+
+/// Where an analysis is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stage {
+    Idle,
+    /// The server computes hidden states.
+    Extracting,
+    /// The SAE's weights arrive.
+    Loading,
+    /// The GPU encodes.
+    Encoding,
+    Done,
+    Failed(Problem),
+}
+
+impl Stage {
+    pub fn is_working(&self) -> bool {
+        matches!(self, Self::Extracting | Self::Loading | Self::Encoding)
+    }
+
+    pub fn problem(&self) -> Option<impl IntoView + use<>> {
+        match self {
+            Self::Failed(problem) => Some(view! { <ProblemView problem=problem.clone() /> }),
+            _ => None,
+        }
+    }
+}
+
+/// A finished analysis.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    pub acts: TopActs,
+    pub grid: [u32; 2],
+    /// Positions of the base picture's patches, row-major.
+    pub base: Vec<u32>,
+    /// Positions and strings of the text tokens.
+    pub text: Vec<(u32, String)>,
+    /// What computed it.
+    pub path: String,
+    pub provenance: String,
+}
+
+impl Run {
+    fn new(
+        header: crate::safetensors::ExtractHeader,
+        encoded: gpu::Encoded,
+        loaded: &gpu::Loaded,
+        engine: &str,
+    ) -> Self {
+        let path = gpu::path_line(loaded, encoded.ms);
+        let server = engine_line(engine);
+        Self {
+            acts: encoded.acts,
+            grid: header.grid,
+            base: positions(&header.spans, TokenKind::Base),
+            text: text_tokens(&header.spans),
+            path: if server.is_empty() { path } else { format!("{path} · {server}") },
+            provenance: header.provenance,
+        }
+    }
+}
+
+/// `cpu;ms=41` as words: `hidden states: server's CPU, 41 ms`.
+fn engine_line(engine: &str) -> String {
+    let mut parts = engine.split(';').map(str::trim);
+    let device = parts.next().unwrap_or_default();
+    if device.is_empty() {
+        return String::new();
+    }
+    let ms = parts.find_map(|part| part.strip_prefix("ms="));
+    let time = ms.map(|ms| format!(", {ms} ms")).unwrap_or_default();
+    format!("hidden states: server's {}{time}", device.to_uppercase())
+}
+
+fn positions(spans: &[TokenSpan], kind: TokenKind) -> Vec<u32> {
+    spans.iter().filter(|span| span.kind == kind).flat_map(|span| span.start..span.end).collect()
+}
+
+fn text_tokens(spans: &[TokenSpan]) -> Vec<(u32, String)> {
+    spans
+        .iter()
+        .filter(|span| span.kind == TokenKind::Text)
+        .flat_map(|span| (span.start..span.end).zip(span.tokens.iter().cloned()))
+        .collect()
+}
+
+thread_local! {
+    /// The request that a newer one, or the visitor, cancels.
+    static CONTROLLER: RefCell<Option<AbortController>> = const { RefCell::new(None) };
+}
+
+/// Cancels the analysis in progress.
+pub fn cancel() {
+    if let Some(controller) = CONTROLLER.take() {
+        controller.abort();
+    }
+}
+
+/// Starts an analysis whenever the picture, the prompt or the path changes; labels follow.
+pub fn follow(state: State) {
+    let wanted = Memo::new(move |_| {
+        let address = state.address.get();
+        let input = match state.own.get() {
+            Some(own) => Some(PictureInput::Own(own.file)),
+            None => address.picture.map(PictureInput::Demo),
+        };
+        (state.key.get(), input, address.prompt, address.cpu)
+    });
+    Effect::new(move |_| {
+        let (key, input, prompt, cpu) = wanted.get();
+        cancel();
+        state.run.set(None);
+        let Some(input) = input else {
+            state.stage.set(Stage::Idle);
+            return;
+        };
+        let controller = AbortController::new().ok();
+        CONTROLLER.set(controller.clone());
+        state.stage.set(Stage::Extracting);
+        spawn_local(async move {
+            let outcome = analyze(state, &key, &input, &prompt, cpu, controller.as_ref()).await;
+            // A newer analysis owns the page now.
+            if controller.is_some_and(|controller| controller.signal().aborted()) {
+                let is_newest = CONTROLLER.with_borrow(Option::is_none);
+                if is_newest {
+                    state.stage.set(Stage::Idle);
+                }
+                return;
+            }
+            match outcome {
+                Ok(run) => {
+                    state.run.set(Some(Arc::new(run)));
+                    state.stage.set(Stage::Done);
+                }
+                Err(problem) if problem.title == CANCELLED => state.stage.set(Stage::Idle),
+                Err(problem) => state.stage.set(Stage::Failed(problem)),
+            }
+        });
+    });
+    on_cleanup(cancel);
+    follow_labels(state);
+}
+
+async fn analyze(
+    state: State,
+    key: &SourceKey,
+    input: &PictureInput,
+    prompt: &str,
+    cpu: bool,
+    controller: Option<&AbortController>,
+) -> Answer<Run> {
+    let weights = api_path(key, "/weights/sae.safetensors");
+    let config = api_path(key, "/weights/cfg.json");
+    // The weights travel while the server computes; both loads are the same one.
+    let (early_weights, early_config) = (weights.clone(), config.clone());
+    spawn_local(async move { drop(gpu::load(&early_weights, &early_config, cpu).await) });
+    let signal = controller.map(AbortController::signal);
+    let is_stale = || signal.as_ref().is_some_and(web_sys::AbortSignal::aborted);
+
+    let extracted = http::extract(key, input, prompt, signal.as_ref()).await?;
+    if !is_stale() {
+        state.stage.set(Stage::Loading);
+    }
+    let loaded = gpu::load(&weights, &config, cpu).await.map_err(gpu_problem)?;
+    if loaded.d_model != extracted.header.d_model {
+        return Err(gpu_problem(format!(
+            "the hidden states are {} wide, the autoencoder expects {}",
+            extracted.header.d_model, loaded.d_model
+        )));
+    }
+    if !is_stale() {
+        state.stage.set(Stage::Encoding);
+    }
+    let encoded = gpu::encode(extracted.hidden, extracted.header.tokens).await.map_err(gpu_problem)?;
+    Ok(Run::new(extracted.header, encoded, &loaded, &extracted.engine))
+}
+
+fn gpu_problem(detail: String) -> Problem {
+    let help = "Reload the page, or add cpu=1 to its address to compute without WebGPU.";
+    local_problem(ErrorCode::Internal, "The features could not be computed", format!("{detail}. {help}"))
+}
+
+/// Fetches the labels of the strongest features ahead, and of every row that is shown without one.
+fn follow_labels(state: State) {
+    let client = client();
+    let asked = StoredValue::new(BTreeSet::<u32>::new());
+    Effect::new(move |previous: Option<SourceKey>| {
+        let key = state.key.get();
+        if previous.is_some_and(|previous| previous != key) {
+            asked.update_value(BTreeSet::clear);
+            state.summaries.set(Default::default());
+        }
+        key
+    });
+    Effect::new(move |_| {
+        let Some(run) = state.run.get() else { return };
+        let mut wanted: Vec<u32> = super::result::rows_of(state, &run).iter().map(|row| row.feature).collect();
+        if asked.with_value(BTreeSet::is_empty) {
+            wanted.extend(run.acts.rank(&run.base, RankBy::Max, AHEAD).iter().map(|row| row.feature));
+        }
+        wanted.retain(|feature| asked.try_update_value(|asked| asked.insert(*feature)).unwrap_or(false));
+        for batch in wanted.chunks(BATCH) {
+            let ids = batch.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+            let query = FeatureQuery { ids, per_page: batch.len() as u32, ..FeatureQuery::default() };
+            let (client, key, batch) = (client.clone(), state.key.get_untracked(), batch.to_vec());
+            spawn_local(async move {
+                match client.features(key, query).await {
+                    Ok(list) => state.summaries.update(|summaries| {
+                        summaries.extend(list.features.into_iter().map(|feature| (feature.index, feature)));
+                    }),
+                    // Rows stay with their numbers; the next ranking asks again.
+                    Err(_) => asked.update_value(|asked| asked.retain(|feature| !batch.contains(feature))),
+                }
+            });
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_become_positions_and_tokens() {
+        let span = |kind, start, end, tokens: &[&str]| TokenSpan {
+            kind,
+            start,
+            end,
+            tokens: tokens.iter().map(|token| (*token).to_owned()).collect(),
+        };
+        let spans = [
+            span(TokenKind::Text, 0, 1, &["<s>"]),
+            span(TokenKind::Base, 1, 5, &[]),
+            span(TokenKind::Newline, 5, 6, &[]),
+            span(TokenKind::Text, 6, 8, &["What", "?"]),
+        ];
+        assert_eq!(positions(&spans, TokenKind::Base), [1, 2, 3, 4]);
+        assert_eq!(text_tokens(&spans), [(0, "<s>".to_owned()), (6, "What".to_owned()), (7, "?".to_owned())]);
+    }
+
+    #[test]
+    fn the_engine_header_becomes_words() {
+        assert_eq!(engine_line("cpu;ms=41"), "hidden states: server's CPU, 41 ms");
+        assert_eq!(engine_line("cuda"), "hidden states: server's CUDA");
+        assert_eq!(engine_line(""), "");
+    }
+}

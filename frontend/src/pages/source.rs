@@ -1,0 +1,223 @@
+//! `/{model}/{source}`: the features of an SAE as a grid; every state is in the address.
+
+use crate::{
+    api::{SourceKey, client},
+    components::{FeatureCard, Load, Pager, ProvenanceNote, SearchField, Skeleton, Stat},
+    format::{count, percent, sig3},
+    links::{PER_PAGE, feature_query_from_params, feature_query_string, source_path},
+    pages::use_source_key,
+};
+use api::{Category, FeatureList, FeatureQuery, FeatureSort, Source};
+use leptos::{leptos_dom::helpers::TimeoutHandle, prelude::*};
+use leptos_meta::{Meta, Title};
+use leptos_router::{
+    NavigateOptions,
+    hooks::{use_navigate, use_query_map},
+};
+use std::time::Duration;
+
+/// Wait after a key press before the address changes.
+const TYPING: Duration = Duration::from_millis(200);
+
+#[component]
+pub fn SourcePage() -> impl IntoView {
+    let key = use_source_key();
+    let params = use_query_map();
+    let query = Memo::new(move |_| feature_query_from_params(&params.read()));
+    let source = {
+        let client = client();
+        Resource::new(move || key.get(), move |key| client.source(key))
+    };
+    let features = {
+        let client = client();
+        Resource::new(
+            move || (key.get(), query.get()),
+            move |(key, query)| {
+                let per_page = if query.per_page == 0 { PER_PAGE } else { query.per_page };
+                client.features(key, FeatureQuery { per_page, ..query })
+            },
+        )
+    };
+    let navigate = use_navigate();
+    let go = Callback::new(move |query: FeatureQuery| {
+        let path = source_path(&key.get_untracked()) + &feature_query_string(&query);
+        navigate(&path, NavigateOptions { scroll: false, replace: true, ..NavigateOptions::default() });
+    });
+    let title = move || {
+        let key = key.get();
+        format!("Features of {} {}", key.model, key.source)
+    };
+    view! {
+        <Title text=title />
+        <Meta property="og:title" content=title />
+        <div class="source">
+            <Load resource=source waiting=|| view! { <Skeleton shape="rows" /> } view=|source| view! { <SourceHead source /> } />
+            <Filters key query go />
+            <Load
+                resource=features
+                waiting=|| view! { <Skeleton shape="cards" count=12 /> }
+                view=move |list| view! { <Grid key=key.get_untracked() query=query.get_untracked() list /> }
+            />
+        </div>
+    }
+}
+
+/// What the SAE is, in a few numbers.
+#[component]
+fn SourceHead(source: Source) -> impl IntoView {
+    let stats = view! {
+        <Stat name="latents" value=count(source.latents) about="directions the autoencoder can name; a feature is one of them" />
+        <Stat name="alive" value=count(source.alive) about="latents that fired at least once on the pictures" />
+        <Stat name="with a label" value=count(source.explained) about="features that somebody or something has explained" />
+        <Stat name="active per token" value=source.k.to_string() about="k: latents that may fire on one token" />
+        <Stat name="d_model" value=source.d_model.to_string() about="width of the hidden states that are encoded" />
+        <Stat
+            name="unexplained"
+            value=percent(source.fvu)
+            about="fraction of the hidden states' variance that the autoencoder misses (FVU, held-out tokens)"
+        />
+        <Stat name="pictures" value=count(source.pictures) about="pictures all statistics were counted on" />
+        <Stat name="tokens" value=count(source.tokens) about="picture tokens all statistics were counted on" />
+    };
+    view! {
+        <header class="source-head">
+            <div>
+                <h1>
+                    "Features of " <span class="mono">{source.model_id}</span> " at "
+                    <span class="mono">{source.hook_point}</span>
+                </h1>
+                <p class="lead">{source.description}</p>
+            </div>
+            <dl class="stats">{stats}</dl>
+            <ProvenanceNote provenance=source.provenance />
+        </header>
+    }
+}
+
+/// Search, filters, order. A GET form without scripts; live with them.
+#[component]
+fn Filters(key: Memo<SourceKey>, query: Memo<FeatureQuery>, go: Callback<FeatureQuery>) -> impl IntoView {
+    let action = Signal::derive(move || source_path(&key.get()));
+    let timer = StoredValue::new(None::<TimeoutHandle>);
+    let on_input = Callback::new(move |q: String| {
+        if let Some(timer) = timer.get_value() {
+            timer.clear();
+        }
+        let search = move || go.run(FeatureQuery { q: q.trim().to_owned(), page: 0, ..query.get_untracked() });
+        timer.set_value(set_timeout_with_handle(search, TYPING).ok());
+    });
+    let change = move |edit: fn(&mut FeatureQuery, &str)| {
+        move |event: web_sys::Event| {
+            let mut next = FeatureQuery { page: 0, ..query.get_untracked() };
+            edit(&mut next, &event_target_value(&event));
+            go.run(next);
+        }
+    };
+    let categories: Vec<(&str, &str)> =
+        Category::ALL.into_iter().map(|category| (category.as_str(), category.as_str())).collect();
+    let sorts = vec![("score", "best score"), ("density", "densest"), ("max", "strongest"), ("index", "number")];
+    let scores = vec![("0.1", "score ≥ 0.1"), ("0.3", "score ≥ 0.3"), ("0.5", "score ≥ 0.5"), ("0.7", "score ≥ 0.7")];
+    let lives = vec![("false", "alive"), ("true", "dead")];
+    view! {
+        <div class="filters">
+            <SearchField action value=Signal::derive(move || query.get().q) on_input />
+            <form class="filter-form" method="get" action=move || action.get()>
+                <input r#type="hidden" name="q" value=move || query.get().q />
+                <Picker
+                    name="category"
+                    any="every category"
+                    options=categories
+                    value=Signal::derive(move || query.get().category.map_or("", Category::as_str).to_owned())
+                    on_change=Callback::new(change(|query, value| query.category = Category::from_name(value)))
+                />
+                <Picker
+                    name="minScore"
+                    any="any score"
+                    options=scores
+                    value=Signal::derive(move || query.get().min_score.map_or_else(String::new, |score| score.to_string()))
+                    on_change=Callback::new(change(|query, value| query.min_score = value.parse().ok()))
+                />
+                <Picker
+                    name="dead"
+                    any="alive and dead"
+                    options=lives
+                    value=Signal::derive(move || query.get().dead.map_or_else(String::new, |dead| dead.to_string()))
+                    on_change=Callback::new(change(|query, value| query.dead = value.parse().ok()))
+                />
+                <Picker
+                    name="sort"
+                    any=""
+                    options=sorts
+                    value=Signal::derive(move || query.get().sort.as_str().to_owned())
+                    on_change=Callback::new(
+                        change(|query, value| query.sort = FeatureSort::from_name(value).unwrap_or_default()),
+                    )
+                />
+                <button class="button no-script">"Apply"</button>
+            </form>
+        </div>
+    }
+}
+
+/// A drop-down list whose first entry, if named, means "no filter".
+#[component]
+fn Picker(
+    name: &'static str,
+    any: &'static str,
+    options: Vec<(&'static str, &'static str)>,
+    value: Signal<String>,
+    on_change: Callback<web_sys::Event>,
+) -> impl IntoView {
+    let first = (!any.is_empty()).then_some(("", any));
+    let options = first
+        .into_iter()
+        .chain(options)
+        .map(|(option, text)| {
+            view! {
+                <option value=option selected=move || value.get() == option>
+                    {text}
+                </option>
+            }
+        })
+        .collect_view();
+    let label = if name == "minScore" { "least score" } else { name };
+    view! {
+        <select
+            name=name
+            aria-label=label
+            class:chosen=move || !any.is_empty() && !value.get().is_empty()
+            prop:value=move || value.get()
+            on:change=move |event| on_change.run(event)
+        >
+            {options}
+        </select>
+    }
+}
+
+#[component]
+fn Grid(key: SourceKey, query: FeatureQuery, list: FeatureList) -> impl IntoView {
+    let pages = list.total.div_ceil(list.per_page.max(1));
+    let found = match (list.total, query.q.as_str()) {
+        (0, "") => "No feature fits these filters.".to_owned(),
+        (0, q) => format!("No feature for “{q}” with these filters. Labels are searched by the beginnings of words."),
+        (1, "") => "1 feature".to_owned(),
+        (total, "") => format!("{} features", count(total)),
+        (1, q) => format!("1 feature for “{q}”"),
+        (total, q) => format!("{} features for “{q}”", count(total)),
+    };
+    let best =
+        list.features.iter().filter_map(|feature| feature.score.as_ref()).map(|score| score.value).fold(0.0, f32::max);
+    let about = (best > 0.0 && list.page == 0).then(|| format!(" · best score {}", sig3(best)));
+    let path = source_path(&key);
+    let href = move |page: u32| format!("{path}{}", feature_query_string(&FeatureQuery { page, ..query.clone() }));
+    view! {
+        <p class="found" role="status" data-testid="result-count">
+            {found}
+            <span class="faint">{about}</span>
+        </p>
+        <div class="cards">
+            {list.features.into_iter().map(|feature| view! { <FeatureCard feature /> }).collect_view()}
+        </div>
+        <Pager page=list.page pages href />
+    }
+}

@@ -1,0 +1,127 @@
+//! `/{model}/{source}/steer`: the model's answer with a feature turned up or off, beside what it says otherwise.
+
+mod address;
+mod columns;
+mod controls;
+mod run;
+
+use crate::{
+    api::{SourceKey, client},
+    components::{Load, Skeleton},
+    pages::use_source_key,
+};
+use address::SteerAddress;
+use api::{FeatureSummary, Picture};
+use columns::Columns;
+use controls::{Controls, FeaturePicker};
+use leptos::{leptos_dom::helpers::TimeoutHandle, prelude::*};
+use leptos_meta::{Meta, Title};
+use leptos_router::{
+    NavigateOptions,
+    hooks::{use_navigate, use_query_map},
+};
+use run::Texts;
+use std::{collections::BTreeMap, time::Duration};
+
+/// Sample pictures offered.
+const SAMPLES: u32 = 12;
+/// Wait after a change before the address follows.
+const SETTLE: Duration = Duration::from_millis(250);
+
+/// Everything the parts of the page share.
+#[derive(Clone, Copy)]
+struct State {
+    key: Memo<SourceKey>,
+    /// What a person set; the address follows it, and it follows the address.
+    form: RwSignal<SteerAddress>,
+    texts: RwSignal<Texts>,
+    /// Labels and maxima of the chosen features.
+    summaries: RwSignal<BTreeMap<u32, FeatureSummary>>,
+}
+
+#[component]
+pub fn SteerPage() -> impl IntoView {
+    let key = use_source_key();
+    let params = use_query_map();
+    let address = Memo::new(move |_| SteerAddress::from_params(&params.read()));
+    let state = State {
+        key,
+        form: RwSignal::new(address.get_untracked()),
+        texts: RwSignal::new(Texts::default()),
+        summaries: RwSignal::new(BTreeMap::new()),
+    };
+    keep_in_step(state, address);
+    let samples = {
+        let client = client();
+        Resource::new(move || key.get(), move |key| client.pictures(key, "sample".into(), 0, SAMPLES))
+    };
+    let title = move || format!("Steer {} {}", key.get().model, key.get().source);
+    let bench = move |samples: Vec<Picture>| {
+        view! {
+            <FeaturePicker state />
+            <Controls state samples />
+        }
+    };
+    view! {
+        <Title text=title />
+        <Meta property="og:title" content=title />
+        <Meta
+            property="og:description"
+            content="Turn a feature up or off and read what the model says: original, reconstructed and steered, side by side."
+        />
+        <div class="steer">
+            <header class="page-head">
+                <h1>"Steer"</h1>
+                <p class="lead">
+                    "Turn a feature up or off while the model answers. "<em>"Reconstructed"</em>
+                    " is the model through the autoencoder with nothing changed: only what differs from it comes from the feature."
+                </p>
+            </header>
+            <div class="steer-bench">
+                <Load
+                    resource=samples
+                    waiting=|| view! { <Skeleton shape="rows" count=4 /> }
+                    view=move |list| bench(list.pictures)
+                />
+            </div>
+            <Columns state />
+        </div>
+    }
+}
+
+/// Form → address after a moment; address → form when somebody went back or followed a link. A link that says
+/// `run=1` starts at once.
+fn keep_in_step(state: State, address: Memo<SteerAddress>) {
+    let navigate = use_navigate();
+    let timer = StoredValue::new(None::<TimeoutHandle>);
+    Effect::new(move |_| {
+        let address = address.get();
+        if address != state.form.get_untracked() {
+            state.form.set(address);
+        }
+    });
+    Effect::new(move |_| {
+        let form = state.form.get();
+        if let Some(timer) = timer.get_value() {
+            timer.clear();
+        }
+        if form == address.get_untracked() {
+            return;
+        }
+        let navigate = navigate.clone();
+        let follow = move || {
+            let path = form.path(&state.key.get_untracked());
+            navigate(&path, NavigateOptions { scroll: false, replace: true, ..NavigateOptions::default() });
+        };
+        timer.set_value(set_timeout_with_handle(follow, SETTLE).ok());
+    });
+    run::follow_labels(state);
+    Effect::new(move |started: Option<bool>| {
+        let asked = address.get().run;
+        if asked && started != Some(true) {
+            run::start(state);
+        }
+        asked
+    });
+    on_cleanup(run::cancel);
+}

@@ -1,0 +1,209 @@
+//! The worker in the browser: fetch, messages, the adapter's name.
+
+use api::gpu::GpuReply;
+use futures_channel::mpsc::{self, UnboundedReceiver};
+use js_sys::{Array, ArrayBuffer, JsString, Promise, Reflect, Uint8Array};
+use wasm_bindgen::prelude::*;
+use wasm_bindgen_futures::{JsFuture, spawn_local};
+use web_sys::{DedicatedWorkerGlobalScope, Headers, MessageEvent, ReadableStreamDefaultReader, RequestInit, Response};
+
+use crate::Error;
+use crate::load::{Source, Stream};
+use crate::worker::{Answer, Host, Worker, failed};
+
+/// Runs when the module is instantiated in a dedicated worker; elsewhere (in a test, on a page) it does nothing.
+#[cfg(not(test))]
+#[wasm_bindgen(start)]
+pub fn start() {
+    let Ok(scope) = js_sys::global().dyn_into::<DedicatedWorkerGlobalScope>() else {
+        return;
+    };
+    report_panics(scope.clone());
+    let (sender, requests) = mpsc::unbounded();
+    let on_message = Closure::<dyn FnMut(MessageEvent)>::new(move |event: MessageEvent| {
+        // The receiver lives as long as the worker.
+        let _ = sender.unbounded_send(event.data());
+    });
+    scope.set_onmessage(Some(on_message.as_ref().unchecked_ref()));
+    on_message.forget();
+    let host = BrowserHost { scope };
+    host.post(&GpuReply::Ready);
+    spawn_local(serve(Worker::new(host), requests));
+}
+
+/// Handles messages one after another.
+#[cfg_attr(test, expect(dead_code, reason = "tests have no page to serve"))]
+async fn serve(mut worker: Worker<BrowserHost>, mut requests: UnboundedReceiver<JsValue>) {
+    while let Ok(message) = requests.recv().await {
+        let answer = match read_message(&message) {
+            Ok((json, buffers)) => worker.handle(&json, &buffers).await,
+            Err(error) => failed(None, &error),
+        };
+        worker.host().send(answer);
+    }
+}
+
+/// A panic stops the worker; the page should hear of it.
+#[cfg_attr(test, expect(dead_code, reason = "tests have their own panic hook"))]
+fn report_panics(scope: DedicatedWorkerGlobalScope) {
+    std::panic::set_hook(Box::new(move |info| {
+        console_error_panic_hook::hook(info);
+        let detail = format!("the GPU worker stopped ({info}). Reload the page to start it again");
+        BrowserHost { scope: scope.clone() }.post(&GpuReply::Failed { id: None, detail });
+    }));
+}
+
+/// `[json, buffer, …]` as text and bytes.
+fn read_message(message: &JsValue) -> Result<(String, Vec<Vec<u8>>), Error> {
+    let wrong = |what: &str| Error::Message(format!("{what}; expected [json, ArrayBuffer, …]"));
+    let parts = message.dyn_ref::<Array>().ok_or_else(|| wrong("not an array"))?;
+    let json = parts.get(0).as_string().ok_or_else(|| wrong("its first part is not text"))?;
+    let buffer = |part: JsValue| part.dyn_into::<ArrayBuffer>().map(|buffer| Uint8Array::new(&buffer).to_vec());
+    let buffers = parts.iter().skip(1).map(buffer).collect::<Result<_, _>>();
+    Ok((json, buffers.map_err(|_| wrong("a later part is not an ArrayBuffer"))?))
+}
+
+/// The browser around a dedicated worker.
+pub struct BrowserHost {
+    scope: DedicatedWorkerGlobalScope,
+}
+
+impl BrowserHost {
+    /// Posts a message; its buffers are transferred.
+    fn send(&self, answer: Answer) {
+        let Ok(json) = serde_json::to_string(&answer.reply) else {
+            return;
+        };
+        let message = Array::of1(&JsString::from(json));
+        let transfer = Array::new();
+        for bytes in answer.buffers {
+            let buffer = Uint8Array::from(bytes.as_slice()).buffer();
+            message.push(&buffer);
+            transfer.push(&buffer);
+        }
+        // It can fail only for things that cannot be transferred, and these are fresh ArrayBuffers.
+        let _ = self.scope.post_message_with_transfer(&message, &transfer);
+    }
+
+    async fn fetch(&self, url: &str, start: u64) -> Result<Response, JsValue> {
+        let init = RequestInit::new();
+        if start > 0 {
+            let headers = Headers::new()?;
+            headers.set("Range", &format!("bytes={start}-"))?;
+            init.set_headers(&headers);
+        }
+        JsFuture::from(self.scope.fetch_with_str_and_init(url, &init)).await?.dyn_into()
+    }
+}
+
+impl Host for BrowserHost {
+    fn post(&self, reply: &GpuReply) {
+        self.send(reply.clone().into());
+    }
+
+    fn now_ms(&self) -> f64 {
+        self.scope.performance().map_or_else(js_sys::Date::now, |clock| clock.now())
+    }
+
+    /// wgpu passes on the description only, which browsers often leave empty.
+    async fn adapter_name(&self) -> Option<String> {
+        let get = |object: &JsValue, name: &str| Reflect::get(object, &JsString::from(name)).ok();
+        let gpu = get(&get(&self.scope, "navigator")?, "gpu")?;
+        let request = get(&gpu, "requestAdapter")?.dyn_into::<js_sys::Function>().ok()?;
+        let options = js_sys::Object::new();
+        Reflect::set(&options, &"powerPreference".into(), &"high-performance".into()).ok()?;
+        let adapter = JsFuture::from(request.call1(&gpu, &options).ok()?.dyn_into::<Promise>().ok()?).await.ok()?;
+        let info = get(&adapter, "info")?;
+        let text = |name: &str| get(&info, name).and_then(|value| value.as_string()).filter(|text| !text.is_empty());
+        text("description").or_else(|| {
+            let parts: Vec<String> = ["vendor", "architecture", "device"].into_iter().filter_map(text).collect();
+            (!parts.is_empty()).then(|| parts.join(" "))
+        })
+    }
+}
+
+impl Source for BrowserHost {
+    type Stream = BodyStream;
+
+    async fn open(&self, url: &str, start: u64) -> Result<BodyStream, Error> {
+        let fail = |reason: String| Error::Fetch { url: url.to_owned(), reason };
+        let response = self.fetch(url, start).await.map_err(|error| fail(text_of(&error)))?;
+        if !response.ok() {
+            return Err(fail(format!("the server answered {} {}", response.status(), response.status_text())));
+        }
+        let body = response.body().ok_or_else(|| fail("the answer has no body".to_owned()))?;
+        let reader = body.get_reader().dyn_into().map_err(|_| fail("the answer cannot be streamed".to_owned()))?;
+        // 200 to a request for a range: the whole file.
+        let position = if response.status() == 206 { start } else { 0 };
+        Ok(BodyStream { url: url.to_owned(), reader, position, chunk: Uint8Array::new_with_length(0), used: 0 })
+    }
+}
+
+/// The body of a response; chunks stay in JS until they are copied, slice by slice.
+pub struct BodyStream {
+    url: String,
+    reader: ReadableStreamDefaultReader,
+    position: u64,
+    chunk: Uint8Array,
+    /// Bytes of `chunk` that were read.
+    used: u32,
+}
+
+impl BodyStream {
+    /// The next chunk, `None` at the end.
+    async fn next_chunk(&self) -> Result<Option<Uint8Array>, JsValue> {
+        let result = JsFuture::from(self.reader.read()).await?;
+        if Reflect::get(&result, &"done".into())?.is_truthy() {
+            return Ok(None);
+        }
+        Ok(Some(Reflect::get(&result, &"value".into())?.dyn_into()?))
+    }
+}
+
+impl Stream for BodyStream {
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    async fn read(&mut self, slice: &mut [u8]) -> Result<usize, Error> {
+        while self.used == self.chunk.length() {
+            let chunk = self.next_chunk().await;
+            let interrupted = |error: JsValue| {
+                let reason = format!("the connection broke after {} bytes: {}", self.position, text_of(&error));
+                Error::Fetch { url: self.url.clone(), reason }
+            };
+            match chunk.map_err(interrupted)? {
+                Some(chunk) => (self.chunk, self.used) = (chunk, 0),
+                None => return Ok(0),
+            }
+        }
+        // A slice is below 4 GiB on wasm.
+        let length = (self.chunk.length() - self.used).min(slice.len() as u32);
+        self.chunk.subarray(self.used, self.used + length).copy_to(&mut slice[..length as usize]);
+        self.used += length;
+        self.position += u64::from(length);
+        Ok(length as usize)
+    }
+}
+
+impl Drop for BodyStream {
+    /// Stops the download.
+    fn drop(&mut self) {
+        let cancelled = self.reader.cancel();
+        spawn_local(async move {
+            // A stream that already broke says so again.
+            let _ = JsFuture::from(cancelled).await;
+        });
+    }
+}
+
+/// What a JS exception says.
+fn text_of(error: &JsValue) -> String {
+    match error.dyn_ref::<js_sys::Error>() {
+        Some(error) => String::from(error.message()),
+        None => error.as_string().unwrap_or_else(|| format!("{error:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! Analyze: a picture's hidden states from the server, its features from the visitor's own device.
+
+use anyhow::{Context, ensure};
+use std::{fs, path::PathBuf};
+use tests::{
+    browser::{Driver, Gpu},
+    demo::{Demo, share_on},
+    journey::{journey, with_page},
+    page::Page,
+    screenshots,
+    server::Server,
+};
+use thirtyfour::By;
+
+/// Rows that count as the top of a ranking. Two more than the precomputed ranking by which the feature was chosen,
+/// because the page also ranks what lies just behind.
+const TOP: usize = 12;
+
+/// The light that must lie on the object a feature is named after.
+const ON_OBJECT: f32 = 0.6;
+
+/// A row of the ranking: feature and activation, as shown.
+type Row = (u32, f32);
+
+#[test]
+fn a_sample_lights_up_where_its_object_is() -> anyhow::Result<()> {
+    journey("analyze", Gpu::Software, &[], async |page, demo| {
+        let named = demo.named_object()?;
+        page.open(&demo.page("/analyze")).await?;
+        choose_sample(page, &named.picture.id).await?;
+        let rows = ranking(page).await?;
+        let path = page.text("analyze-path").await?;
+        ensure!(path.contains("your GPU"), "WebGPU did not compute this: {path}");
+
+        let place = rows.iter().position(|(feature, _)| *feature == named.feature.index);
+        let place = place.with_context(|| format!("no row for the feature “{}”", named.object.concept))?;
+        ensure!(place < TOP, "“{}” is only number {}", named.object.concept, place + 1);
+
+        light_feature(page, named.feature.index).await?;
+        let map = page.find(By::Css(".patches[data-testid=heat-map]")).await?;
+        let light = page.light(&map, demo.source.grid).await?;
+        let share = share_on(&light, demo.source.grid, &named.picture, &named.object);
+        ensure!(share >= ON_OBJECT, "only {share:.2} of the light lies on the {}", named.object.concept);
+        Ok(())
+    })
+}
+
+#[test]
+fn without_webgpu_the_cpu_twin_gives_the_same_features_and_says_so() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let (server, driver) = (Server::start()?, Driver::start()?);
+        let demo = Demo::new(server.address)?;
+        let sample = demo.samples()?.swap_remove(0).id;
+        let analyze = async |page: &Page| -> anyhow::Result<(Vec<Row>, String)> {
+            page.open(&demo.page(&format!("/analyze?picture={sample}"))).await?;
+            let rows = ranking(page).await?;
+            Ok((rows, page.text("analyze-path").await?))
+        };
+        let (on_gpu, gpu_path) = with_page("fallback_gpu", &driver, Gpu::Software, &server, &[], &analyze).await?;
+        let (on_cpu, cpu_path) = with_page("fallback_cpu", &driver, Gpu::None, &server, &[], &analyze).await?;
+        ensure!(gpu_path.contains("your GPU"), "WebGPU did not compute this: {gpu_path}");
+        ensure!(cpu_path.contains("CPU") && cpu_path.contains("WebGPU"), "the page does not say why: {cpu_path}");
+        same_features(&on_gpu, &on_cpu)
+    })
+}
+
+/// Two rankings agree when they differ only where activations are as good as equal.
+fn same_features(a: &[Row], b: &[Row]) -> anyhow::Result<()> {
+    ensure!(a.len() >= 5 && a.len() == b.len(), "{} and {} rows", a.len(), b.len());
+    for ((_, act), (feature, other)) in a.iter().zip(b) {
+        let close = (act - other).abs() <= 0.02 * act.abs().max(other.abs());
+        ensure!(close, "feature {feature}: {act} and {other} in the same row");
+    }
+    let common = a.iter().filter(|(feature, _)| b.iter().any(|(other, _)| other == feature)).count();
+    ensure!(common + 1 >= a.len(), "only {common} of {} features are in both rankings:\n{a:?}\n{b:?}", a.len());
+    Ok(())
+}
+
+#[test]
+fn a_picked_patch_ranks_its_own_features_and_stays_picked() -> anyhow::Result<()> {
+    journey("patch", Gpu::Software, &[], async |page, demo| {
+        let sample = demo.samples()?.swap_remove(0).id;
+        let acts = demo.picture_activations(&sample)?;
+        let patch = acts.grid[1] * (acts.grid[0] / 2) + acts.grid[1] / 2;
+        let expected = acts.top_indices[(patch * acts.k) as usize];
+
+        page.open(&demo.page(&format!("/analyze?picture={sample}"))).await?;
+        ranking(page).await?;
+        page.click(&page.find(By::Css(format!("[data-testid=patch][data-patch='{patch}']"))).await?).await?;
+        let picked = format!("patches={patch}");
+        page.until("the patch in the address", async || Ok(page.path().await?.contains(&picked))).await?;
+        page.hover(&page.find(By::Css("h1")).await?).await?;
+        page.until("the patch's strongest feature on top", async || {
+            Ok(rows(page).await?.first().map(|(feature, _)| *feature) == Some(expected))
+        })
+        .await?;
+
+        let before = ranking(page).await?;
+        page.driver.refresh().await?;
+        page.wait_until_live().await?;
+        same_features(&before, &ranking(page).await?)
+    })
+}
+
+#[test]
+fn an_own_picture_is_analyzed_like_a_sample() -> anyhow::Result<()> {
+    journey("own_picture", Gpu::Software, &[], async |page, demo| {
+        let sample = demo.samples()?.swap_remove(0);
+        page.open(&demo.page(&format!("/analyze?picture={}", sample.id))).await?;
+        let expected = ranking(page).await?;
+
+        let file = write_upload("own.webp", &demo.get(&sample.url)?.body)?;
+        page.open(&demo.page("/analyze")).await?;
+        page.one("upload-input").await?.send_keys(file.display().to_string()).await?;
+        same_features(&expected, &ranking(page).await?)?;
+        ensure!(!page.path().await?.contains("picture="), "an own picture must not be in the address");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_file_that_is_no_picture_gets_a_clear_message() -> anyhow::Result<()> {
+    journey("bad_upload", Gpu::Software, &["Failed to load resource"], async |page, demo| {
+        let file = write_upload("notes.png", b"Dear diary, this is not a picture.\n")?;
+        page.open(&demo.page("/analyze")).await?;
+        page.one("upload-input").await?.send_keys(file.display().to_string()).await?;
+        page.one("error-message").await?;
+        let message = page.text("error-message").await?.to_lowercase();
+        ensure!(message.contains("image") || message.contains("picture"), "the message does not help: {message}");
+        ensure!(!message.contains("500") && !message.contains("internal"), "blames the server: {message}");
+
+        // The page goes on working.
+        let sample = demo.samples()?.swap_remove(0).id;
+        choose_sample(page, &sample).await?;
+        ranking(page).await?;
+        ensure!(page.text("error-message").await?.is_empty(), "the message is still there");
+        Ok(())
+    })
+}
+
+/// Chromium reads uploads from the disk; the target folder is readable for sandboxed ones, too.
+fn write_upload(name: &str, content: &[u8]) -> anyhow::Result<PathBuf> {
+    let folder = screenshots()?.join("uploads");
+    fs::create_dir_all(&folder)?;
+    let file = folder.join(name);
+    fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(file)
+}
+
+async fn choose_sample(page: &Page, id: &str) -> anyhow::Result<()> {
+    let sample = page.find(By::Css(format!("[data-testid=analyze-sample][data-picture='{id}']"))).await?;
+    page.click(&sample).await
+}
+
+/// Points at a feature's row until the picture shows it.
+async fn light_feature(page: &Page, feature: u32) -> anyhow::Result<()> {
+    let row = page.find(By::Css(format!("[data-testid=analyze-row][data-feature='{feature}']"))).await?;
+    page.hover(&row).await?;
+    let lit = format!("[data-testid=analyze-row][data-feature='{feature}'].row-lit");
+    page.find(By::Css(lit)).await.context("pointing at the row does not light it")?;
+    Ok(())
+}
+
+/// The ranking, once the analysis is done.
+async fn ranking(page: &Page) -> anyhow::Result<Vec<Row>> {
+    page.wait_for("ranked features", async || {
+        let failed = page.text("error-message").await?;
+        ensure!(failed.is_empty(), "the page says: {failed}");
+        let found = rows(page).await?;
+        let done = !page.text("analyze-path").await?.is_empty();
+        Ok((done && !found.is_empty()).then_some(found))
+    })
+    .await
+}
+
+async fn rows(page: &Page) -> anyhow::Result<Vec<Row>> {
+    let script = "return [...document.querySelectorAll('[data-testid=analyze-row]')]
+        .map((row) => [+row.dataset.feature, +row.querySelector('.row-value').textContent.replaceAll(',', '')])";
+    page.js(script, vec![]).await
+}

@@ -1,0 +1,93 @@
+//! `lmm-scope serve` on a free port, with a database that is thrown away.
+
+use crate::{free_port, http, root, target};
+use anyhow::{Context, bail, ensure};
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// Loading the model and filling an empty database on a busy machine.
+const START: Duration = Duration::from_secs(120);
+
+/// A running server; ends with this value.
+pub struct Server {
+    pub address: SocketAddr,
+    child: Child,
+    folder: TempDir,
+}
+
+impl Server {
+    /// Starts the server and waits until it answers.
+    pub fn start() -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let log = File::create(folder.path().join("log"))?;
+        let program = program()?;
+        let child = Command::new(&program)
+            .arg("serve")
+            .args(["--listen", &address.to_string()])
+            .args(["--database", &format!("sqlite://{}", folder.path().join("scope.db").display())])
+            .arg("--artifacts")
+            .arg(root().join("public/pocket"))
+            .arg("--site")
+            .arg(target()?.join("site"))
+            .arg("--public")
+            .arg(root().join("public"))
+            .current_dir(root())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let mut server = Self { address, child, folder };
+        server.wait()?;
+        Ok(server)
+    }
+
+    /// Address of a page.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// What the server has printed so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn wait(&mut self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < START {
+            if http::get(self.address, "/healthz").is_ok_and(|answer| answer.status == 200) {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the server ended with {status} before it answered:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!("the server did not answer for {} s:\n{}", START.as_secs(), self.log())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already; either way it is gone afterwards.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// The binary under test: `LMM_SCOPE_BIN`, or the one beside this test in the target folder.
+fn program() -> anyhow::Result<PathBuf> {
+    let program = match std::env::var_os("LMM_SCOPE_BIN") {
+        Some(program) => PathBuf::from(program),
+        None => target()?.join("debug/lmm-scope"),
+    };
+    ensure!(program.is_file(), "there is no {}: build it with `cargo build --workspace --bins`", program.display());
+    Ok(program)
+}
