@@ -1,8 +1,9 @@
 //! Small things only a browser can do. Called from event handlers and effects, never while rendering on the server.
 
+use crate::heat::brightness;
 use leptos::prelude::*;
-use wasm_bindgen::JsCast;
-use web_sys::{HtmlElement, HtmlInputElement, KeyboardEvent};
+use wasm_bindgen::{Clamped, JsCast};
+use web_sys::{CanvasRenderingContext2d, HtmlCanvasElement, HtmlElement, HtmlInputElement, ImageData, KeyboardEvent};
 
 /// Milliseconds of the page's clock.
 pub fn now_ms() -> f64 {
@@ -67,4 +68,22 @@ pub fn set_theme(theme: &str) {
 pub fn share_in(element: &HtmlElement, client_x: f64, client_y: f64) -> (f64, f64) {
     let rect = element.get_bounding_client_rect();
     ((client_x - rect.left()) / rect.width().max(1.0), (client_y - rect.top()) / rect.height().max(1.0))
+}
+
+/// A mask style from an upsampled map: f32 `[height, width]`, full light at `max`.
+pub fn mask_style_from_map(map: &[f32], [height, width]: [u32; 2], max: f32) -> Option<String> {
+    let pixels: Vec<u8> = map
+        .iter()
+        .flat_map(|value| {
+            let light = if max > 0.0 { brightness(value / max) } else { 0.0 };
+            [255, 255, 255, (light * 255.0).round() as u8]
+        })
+        .collect();
+    let canvas: HtmlCanvasElement = document().create_element("canvas").ok()?.dyn_into().ok()?;
+    canvas.set_width(width);
+    canvas.set_height(height);
+    let context: CanvasRenderingContext2d = canvas.get_context("2d").ok()??.dyn_into().ok()?;
+    let image = ImageData::new_with_u8_clamped_array_and_sh(Clamped(&pixels), width, height).ok()?;
+    context.put_image_data(&image, 0.0, 0.0).ok()?;
+    canvas.to_data_url().ok().map(|url| format!("--mask:url({url})"))
 }

@@ -219,6 +219,7 @@ fn receive(data: &JsValue) {
 
 fn dispatch(reply: GpuReply, buffers: Vec<ArrayBuffer>) {
     let mut progress = None;
+    let mut broken = None;
     LINK.with_borrow_mut(|slot| {
         let Some(link) = slot.as_mut() else { return };
         match reply {
@@ -247,12 +248,16 @@ fn dispatch(reply: GpuReply, buffers: Vec<ArrayBuffer>) {
                 }
             }
             GpuReply::Failed { id: None, detail } => {
-                link.loading = None;
+                // Without an id it is the load in progress, or the worker itself.
+                broken = link.loading.take().is_none().then(|| detail.clone());
                 fail_all(&mut link.waiting_for_load, &detail);
                 progress = Some(None);
             }
         }
     });
+    if let Some(detail) = broken {
+        break_link(&detail);
+    }
     // Outside the borrow: whoever reads the signal may ask the worker at once.
     if let Some(progress) = progress {
         PROGRESS.with(|signal| signal.set(progress));

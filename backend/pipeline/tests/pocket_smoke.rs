@@ -14,7 +14,12 @@ struct Cli {
 
 fn pocket(dir: &Path, extra: &[&str]) -> PocketArgs {
     let sprites = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../public/pocket");
-    let paths = [("--work", dir.join("work")), ("--out", dir.join("out")), ("--report", dir.join("pocket.md")), ("--sprites", sprites)];
+    let paths = [
+        ("--work", dir.join("work")),
+        ("--out", dir.join("out")),
+        ("--report", dir.join("pocket.md")),
+        ("--sprites", sprites),
+    ];
     let mut words = vec!["pocket".to_string(), "--size".into(), "smoke".into()];
     for (flag, path) in paths {
         words.extend([flag.to_string(), path.display().to_string()]);

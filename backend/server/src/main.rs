@@ -17,9 +17,8 @@ struct Cli {
 enum Command {
     /// Serve the page and the API.
     Serve(ServeArgs),
-    // The pipeline's subcommand, once it is there:
-    // /// Build the small demo model and its data from scratch.
-    // Pocket(pipeline::pocket::PocketArgs),
+    /// Build the small demo model and its data from scratch.
+    Pocket(pipeline::pocket::PocketArgs),
 }
 
 /// Exit code for bad input, as documented.
@@ -46,6 +45,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => {
             tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(server::serve::serve(&args))
-        } // Command::Pocket(args) => pipeline::pocket::run(args),
+        }
+        Command::Pocket(args) => pipeline::pocket::run(args),
     }
 }

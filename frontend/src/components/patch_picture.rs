@@ -32,9 +32,13 @@ pub fn PatchPicture(
     #[prop(into)]
     picked: Signal<Vec<u32>>,
     #[prop(into)] on_pick: Callback<u32>,
+    /// A finer mask of the same values, once there is one (a style, like [`heat::mask_style`]'s).
+    #[prop(optional, into)]
+    smooth: Signal<Option<String>>,
 ) -> impl IntoView {
     let area = NodeRef::<html::Div>::new();
-    let mask = Memo::new(move |_| heat::mask_style(grid.get(), &values.get(), scale.get()));
+    let coarse = Memo::new(move |_| heat::mask_style(grid.get(), &values.get(), scale.get()));
+    let mask = move || smooth.get().unwrap_or_else(|| coarse.get());
     let lit = move || !values.with(Vec::is_empty);
     let summary = move || {
         let label = label.get();
@@ -58,7 +62,7 @@ pub fn PatchPicture(
             class:lit-off=move || !lit()
             style=move || {
                 let [rows, columns] = grid.get();
-                format!("{};--rows:{rows};--columns:{columns}", mask.get())
+                format!("{};--rows:{rows};--columns:{columns}", mask())
             }
             node_ref=area
             role="group"

@@ -12,6 +12,8 @@ use burn::tensor::backend::Backend;
 use image::{DynamicImage, RgbImage, RgbaImage};
 use model::{Lmm, PromptInput, Sae, SpanKind, TopK};
 use std::collections::BTreeMap;
+use std::path::Path;
+use store::files::read_pictures;
 
 /// The prompt of the paper's cache: the picture and nothing else.
 pub const CACHE_PROMPT: &str = "<image>";
@@ -36,6 +38,7 @@ pub struct CachePicture {
     pub picture: Picture,
     pub webp: Vec<u8>,
     pub held_out: bool,
+    /// Empty for photographs: nobody has drawn their masks.
     pub masks: BTreeMap<Truth, Vec<bool>>,
     /// What the model reads: the WebP, decoded.
     pub shown: RgbImage,
@@ -157,8 +160,23 @@ fn encode(picture: &RgbImage) -> Result<Vec<u8>> {
     super::pack::encode_webp(&rgba, QUALITY)
 }
 
-/// The cache set in the order of its ids: trained styles, then the held-out style.
-pub fn cache_set(plan: &Plan, sprites: &Sprites) -> Result<Vec<CachePicture>> {
+/// The cache set in the order of its ids: trained styles, the held-out style, photographs.
+pub fn cache_set(plan: &Plan, sprites: &Sprites, photographs: &Path) -> Result<Vec<CachePicture>> {
+    let mut pictures = scenes(plan, sprites)?;
+    for row in read_pictures(photographs)?.into_iter().take(plan.photographs) {
+        let shown = image::load_from_memory(&row.webp).with_context(|| row.picture.id.clone())?.to_rgb8();
+        pictures.push(CachePicture {
+            picture: row.picture,
+            webp: row.webp,
+            held_out: false,
+            masks: BTreeMap::new(),
+            shown,
+        });
+    }
+    Ok(pictures)
+}
+
+fn scenes(plan: &Plan, sprites: &Sprites) -> Result<Vec<CachePicture>> {
     let one = |i: usize| {
         let style = if i < plan.cache_seen { Style::Seen } else { Style::HeldOut };
         let scene = Scene::random(sprites, style, seeds::CACHE + i as u64);

@@ -65,10 +65,17 @@ struct Cache {
 }
 
 /// Builds all artefacts in `out` from the model and SAE that lie there.
-pub fn index<B: Backend>(plan: &Plan, sprites: &Sprites, out: &Path, dtype: &str, device: &B::Device) -> Result<()> {
+pub fn index<B: Backend>(
+    plan: &Plan,
+    sprites: &Sprites,
+    photographs: &Path,
+    out: &Path,
+    dtype: &str,
+    device: &B::Device,
+) -> Result<()> {
     let lmm = Lmm::<B>::load(&out.join("model"), device)?;
     let sae = Sae::<B>::load(&out.join("sae").join(plan.hook_point()), device)?;
-    let cache = collect(plan, sprites, &lmm, &sae, out)?;
+    let cache = collect(plan, sprites, photographs, &lmm, &sae, out)?;
     let provenance = provenance(plan, out, dtype, cache.pictures.len())?;
     let logits = top_logits(&lmm, &sae);
     let cosines = decoder_neighbours(&sae);
@@ -97,11 +104,18 @@ pub fn index<B: Backend>(plan: &Plan, sprites: &Sprites, out: &Path, dtype: &str
 }
 
 /// Runs the cache set and the texts.
-fn collect<B: Backend>(plan: &Plan, sprites: &Sprites, lmm: &Lmm<B>, sae: &Sae<B>, out: &Path) -> Result<Cache> {
+fn collect<B: Backend>(
+    plan: &Plan,
+    sprites: &Sprites,
+    photographs: &Path,
+    lmm: &Lmm<B>,
+    sae: &Sae<B>,
+    out: &Path,
+) -> Result<Cache> {
     let latents = sae.latents();
     let patches = plan.vision_config().grid().pow(2);
     let mut cache = Cache {
-        pictures: cache_set(plan, sprites)?,
+        pictures: cache_set(plan, sprites, photographs)?,
         firings: vec![Vec::new(); latents],
         texts: vec![Vec::new(); latents],
         text_ids: Vec::new(),
@@ -314,6 +328,7 @@ fn explain<B: Backend>(
     let top = by_mean(firings);
     let seen: Vec<Seen<'_>> = top
         .iter()
+        .filter(|firing| !cache.pictures[firing.picture].masks.is_empty())
         .take(dissect::PICTURES)
         .map(|firing| Seen {
             area: dissect::area(cache.patches, &firing.indices, &firing.values, max),

@@ -7,6 +7,7 @@
 pub mod cache;
 pub mod concepts;
 pub mod conversation;
+pub mod credits;
 pub mod dissect;
 pub mod index;
 pub mod lmm;
@@ -181,8 +182,20 @@ fn run_stage<B: AutodiffBackend>(
             Ok(())
         }
         Stage::TrainSae => sae::train_sae::<B>(plan, sprites, &writer, &config, &args.work, &args.out, device),
-        Stage::Index => index::index::<B::InnerBackend>(plan, sprites, &args.out, "f32 (weights f16)", device),
-        Stage::Report => report::report::<B::InnerBackend>(plan, sprites, &args.work, &args.out, &args.report, device),
+        Stage::Index => {
+            let photographs = args.sprites.join(PHOTOGRAPHS);
+            credits::write_credits(&args.sprites.join(names::SPRITES), &photographs, &args.out)?;
+            index::index::<B::InnerBackend>(plan, sprites, &photographs, &args.out, "f32 (weights f16)", device)
+        }
+        Stage::Report => {
+            let paths = report::Paths {
+                work: &args.work,
+                out: &args.out,
+                photographs: &args.sprites.join(PHOTOGRAPHS),
+                doc: &args.report,
+            };
+            report::report::<B::InnerBackend>(plan, sprites, &paths, device)
+        }
         Stage::Pack | Stage::PackPhotographs | Stage::TrainTower => Ok(()),
     }
 }

@@ -23,7 +23,7 @@ pub struct Family {
     /// Short name used in files and pages.
     pub name: &'static str,
     /// npm package and version.
-    package: &'static str,
+    pub package: &'static str,
     archive: &'static str,
     pub author: &'static str,
     pub licence: &'static str,

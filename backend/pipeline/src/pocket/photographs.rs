@@ -45,9 +45,8 @@ fn row(number: usize, bytes: &[u8], side: u32, [concept, title, licence, author]
     let picture = image::load_from_memory(bytes).with_context(|| title.to_string())?;
     let square = picture.width().min(picture.height());
     let cropped = picture.crop_imm((picture.width() - square) / 2, (picture.height() - square) / 2, square, square);
-    let small = DynamicImage::ImageRgb8(
-        cropped.resize_exact(side, side, image::imageops::FilterType::Lanczos3).to_rgb8(),
-    );
+    let small =
+        DynamicImage::ImageRgb8(cropped.resize_exact(side, side, image::imageops::FilterType::Lanczos3).to_rgb8());
     let object = api::PictureObject {
         concept: concept.into(),
         color: String::new(),
@@ -114,7 +113,8 @@ fn read_resources(bytes: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
         } else {
             // Qt puts the uncompressed length in front of the zlib stream.
             let mut inflated = Vec::new();
-            flate2::read::ZlibDecoder::new(blob.get(4..).context("the resource file is cut short")?).read_to_end(&mut inflated)?;
+            flate2::read::ZlibDecoder::new(blob.get(4..).context("the resource file is cut short")?)
+                .read_to_end(&mut inflated)?;
             inflated
         };
         files.insert(path, content);

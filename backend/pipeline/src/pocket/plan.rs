@@ -35,6 +35,8 @@ pub struct Plan {
     /// Scenes of the cache set in trained styles, and in the held-out style.
     pub cache_seen: usize,
     pub cache_held_out: usize,
+    /// Photographs of the cache set, at most.
+    pub photographs: usize,
     /// Scenes per accuracy figure.
     pub eval_scenes: usize,
     /// Sample pictures for the analyze page.
@@ -64,6 +66,7 @@ impl Plan {
                 layer: 3,
                 cache_seen: 2_600,
                 cache_held_out: 600,
+                photographs: 1_000,
                 eval_scenes: 500,
                 samples: 24,
                 vocabulary: 1_800,
@@ -86,6 +89,7 @@ impl Plan {
                 layer: 1,
                 cache_seen: 40,
                 cache_held_out: 12,
+                photographs: 6,
                 eval_scenes: 8,
                 samples: 4,
                 vocabulary: 700,

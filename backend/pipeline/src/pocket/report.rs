@@ -15,22 +15,25 @@ use std::fmt::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use store::files::{FeatureRow, names, read_features, read_source};
+use store::files::{FeatureRow, names, read_features, read_pictures, read_source};
 
 /// IoU from which a feature counts as well matched.
 const GOOD_IOU: f32 = 0.3;
 /// Clamp values are this many times a feature's maximum: the page's own default.
 const STRENGTH: f32 = 3.0;
 
-/// Measures everything and writes `doc`.
-pub fn report<B: Backend>(
-    plan: &Plan,
-    sprites: &Sprites,
-    work: &Path,
-    out: &Path,
-    doc: &Path,
-    device: &B::Device,
-) -> Result<()> {
+/// Where things lie.
+pub struct Paths<'a> {
+    pub work: &'a Path,
+    pub out: &'a Path,
+    pub photographs: &'a Path,
+    /// The page to write.
+    pub doc: &'a Path,
+}
+
+/// Measures everything and writes `paths.doc`.
+pub fn report<B: Backend>(plan: &Plan, sprites: &Sprites, paths: &Paths<'_>, device: &B::Device) -> Result<()> {
+    let Paths { work, out, photographs, doc } = *paths;
     let lmm = Lmm::<B>::load(&out.join("model"), device)?;
     let sae = Arc::new(Sae::<B>::load(&out.join("sae").join(plan.hook_point()), device)?);
     let source = read_source(&out.join(names::SOURCE))?;
@@ -40,6 +43,7 @@ pub fn report<B: Backend>(
     );
     stages(&mut text, work)?;
     accuracies(&mut text, plan, sprites, &lmm)?;
+    on_photographs(&mut text, plan, sprites, &lmm, photographs)?;
     sae_table(&mut text, &source, &features)?;
     stories(&mut text, plan, &lmm, &sae, &features)?;
     let provenance = &source.provenance;
@@ -126,6 +130,27 @@ fn accuracies<B: Backend>(text: &mut String, plan: &Plan, sprites: &Sprites, lmm
         writeln!(text, "| {question} | {} | {} |", seen.show(), held_out.show())?;
     }
     text.push('\n');
+    Ok(())
+}
+
+/// Photographs whose main thing is a concept: nothing like them was trained on.
+fn on_photographs<B: Backend>(
+    text: &mut String,
+    plan: &Plan,
+    sprites: &Sprites,
+    lmm: &Lmm<B>,
+    photographs: &Path,
+) -> Result<()> {
+    let mut tally = Tally::default();
+    for row in read_pictures(photographs)?.into_iter().take(plan.photographs) {
+        let Some(object) = row.picture.objects.first() else { continue };
+        let Some(concept) = sprites.concepts.iter().find(|concept| concept.name == object.concept) else { continue };
+        let picture = image::load_from_memory(&row.webp)?;
+        let said = answer(lmm, "What is the largest thing?", Some(&picture), None, 12)?.to_lowercase();
+        tally.asked += 1;
+        tally.right += usize::from(said == format!("{}.", concept.phrase(None)));
+    }
+    writeln!(text, "On photographs the largest thing is named in {}; no photograph was trained on.\n", tally.show())?;
     Ok(())
 }
 

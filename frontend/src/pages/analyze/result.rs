@@ -5,14 +5,15 @@ use super::{
     run::{Run, Stage, cancel},
 };
 use crate::{
-    browser::now_ms,
+    browser::{self, now_ms},
     components::{Choice, FeatureRow, PatchPicture, Switch, TokenStrip},
     format::{bytes, name_or_index},
     gpu, heat,
     ranking::{RankBy, Ranked},
 };
 use api::Picture;
-use leptos::{ev, prelude::*};
+use leptos::{ev, prelude::*, task::spawn_local};
+use std::{sync::Arc, time::Duration};
 
 /// Rows of the ranking.
 const ROWS: usize = 20;
@@ -70,6 +71,7 @@ pub fn Picked(state: State, picture: Picture) -> impl IntoView {
         });
         on_cleanup(move || handle.remove());
     });
+    let smooth = smooth_mask(state, lit);
     view! {
         <PatchPicture
             url=Signal::stored(picture.url)
@@ -81,12 +83,50 @@ pub fn Picked(state: State, picture: Picture) -> impl IntoView {
             hovered=state.hovered
             picked=Signal::derive(move || state.address.get().patches)
             on_pick=move |patch| state.update(|address| address.toggle_patch(patch))
+            smooth=smooth
         />
         <Prompt state lit />
         <p class="path mono" data-testid="analyze-path">
             {move || state.run.get().map(|run| run.path.clone())}
         </p>
     }
+}
+
+/// Side of the smooth map in pixels.
+const SMOOTH: [u32; 2] = [192, 192];
+
+/// How long a feature stays lit before its smooth map is asked for: a passing pointer asks for none.
+const DWELL: Duration = Duration::from_millis(80);
+
+/// The worker's upsampled map of the lit feature. It follows the coarse mask, which is there at once.
+fn smooth_mask(state: State, lit: Memo<Option<u32>>) -> Signal<Option<String>> {
+    let mask = RwSignal::new(None::<String>);
+    Effect::new(move |_| {
+        if mask.with_untracked(Option::is_some) {
+            mask.set(None);
+        }
+        let (Some(run), Some(feature)) = (state.run.get(), lit.get()) else { return };
+        let Some(start) = run.base.first().copied() else { return };
+        let is_current = {
+            let run = Arc::clone(&run);
+            move || {
+                let same_run = state.run.try_get_untracked().flatten().is_some_and(|now| Arc::ptr_eq(&now, &run));
+                same_run && lit.try_get_untracked().flatten() == Some(feature)
+            }
+        };
+        let ask = async move {
+            if !is_current() {
+                return;
+            }
+            // Without a map the coarse mask stays.
+            let Ok((map, max)) = gpu::map(feature, start, run.grid, SMOOTH).await else { return };
+            if is_current() {
+                mask.set(browser::mask_style_from_map(&map, SMOOTH, max));
+            }
+        };
+        set_timeout(move || spawn_local(ask), DWELL);
+    });
+    mask.into()
 }
 
 /// The prompt's tokens, lit by the same feature.
