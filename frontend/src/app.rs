@@ -139,8 +139,6 @@ pub fn App() -> impl IntoView {
         <Title formatter=|title: String| {
             if title.is_empty() { "LMM Scope".to_owned() } else { format!("{title} · LMM Scope") }
         } />
-        <Meta name="description" content="See which features fire inside a large multimodal model, what each one means, \
-        and what the model says when one is turned up." />
         <Meta property="og:site_name" content="LMM Scope" />
         <Router>
             <a class="skip" href="#main">

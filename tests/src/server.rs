@@ -1,4 +1,5 @@
-//! `lmm-scope serve` on a free port, with a database that is thrown away.
+//! `lmm-scope serve` on a free port, with a database that is thrown away. It serves the committed demo, or what
+//! `LMM_SCOPE_ARTIFACTS` names.
 
 use crate::{free_port, http, root, target};
 use anyhow::{Context, bail, ensure};
@@ -32,12 +33,8 @@ impl Server {
             .arg("serve")
             .args(["--listen", &address.to_string()])
             .args(["--database", &format!("sqlite://{}", folder.path().join("scope.db").display())])
-            .arg("--artifacts")
-            .arg(root().join("public/pocket"))
             .arg("--site")
             .arg(target()?.join("site"))
-            .arg("--public")
-            .arg(root().join("public"))
             .current_dir(root())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

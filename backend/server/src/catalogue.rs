@@ -13,11 +13,13 @@ use store::{PictureBytes, SourceEntry, Store};
 #[derive(Debug, Clone)]
 pub struct Catalogue {
     store: Store,
+    served: SourceKey,
 }
 
 impl Catalogue {
-    pub fn new(store: Store) -> Self {
-        Self { store }
+    /// `served` is the source whose model runs here.
+    pub fn new(store: Store, served: SourceKey) -> Self {
+        Self { store, served }
     }
 
     async fn entry(&self, key: &SourceKey) -> Result<SourceEntry, AppError> {
@@ -27,8 +29,12 @@ impl Catalogue {
         })
     }
 
+    /// All sources, the one whose model runs here first.
     pub async fn sources(&self) -> Result<Vec<Source>, AppError> {
-        Ok(self.store.list_sources().await?)
+        let mut sources = self.store.list_sources().await?;
+        // The database may hold sources of earlier starts, which can be read only.
+        sources.sort_by_key(|source| SourceKey::from(source) != self.served);
+        Ok(sources)
     }
 
     pub async fn source(&self, key: &SourceKey) -> Result<Source, AppError> {
@@ -160,8 +166,7 @@ impl Client for Catalogue {
 fn answer<T>(found: impl Future<Output = Result<T, AppError>> + Send + 'static) -> Pending<T> {
     Box::pin(async move {
         let answer: Answer<T> = found.await.map_err(|error| {
-            // The page shows the problem; only what the server did wrong belongs in the log.
-            error.log("", "page");
+            error.log();
             error.problem("")
         });
         answer

@@ -7,7 +7,12 @@ use api::{Provenance, SteerEvent, SteerRequest, TokenSpan};
 use frontend::api::SourceKey;
 use image::DynamicImage;
 use run::LoadedModel;
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot};
 
 /// What can go wrong in the engine.
@@ -15,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 pub enum EngineError {
     #[error("the engine's queue is full")]
     Busy,
-    #[error("the engine has stopped")]
+    #[error("the engine gave no answer: it has stopped, or this job failed in it")]
     Stopped,
     #[error(transparent)]
     Model(#[from] model::Error),
@@ -152,11 +157,19 @@ impl Engine {
 /// Works until every handle is gone.
 fn work(model: &LoadedModel, jobs: &mut mpsc::Receiver<Job>) {
     while let Some(job) = jobs.blocking_recv() {
-        match job {
-            Job::Extract { reply, .. } if reply.is_closed() => tracing::debug!("extract cancelled while waiting"),
-            Job::Extract { input, reply } => drop(reply.send(model.extract(input))),
-            Job::Steer { reply, .. } if reply.is_closed() => tracing::debug!("steer cancelled while waiting"),
-            Job::Steer { input, reply } => model.steer(input, reply),
+        // A panic is a bug in the model's code; it costs this job its answer, not the server its engine.
+        let done = catch_unwind(AssertUnwindSafe(|| run_job(model, job)));
+        if done.is_err() {
+            tracing::error!("a job of the engine panicked");
         }
+    }
+}
+
+fn run_job(model: &LoadedModel, job: Job) {
+    match job {
+        Job::Extract { reply, .. } if reply.is_closed() => tracing::debug!("extract cancelled while waiting"),
+        Job::Extract { input, reply } => drop(reply.send(model.extract(input))),
+        Job::Steer { reply, .. } if reply.is_closed() => tracing::debug!("steer cancelled while waiting"),
+        Job::Steer { input, reply } => model.steer(input, reply),
     }
 }

@@ -78,14 +78,14 @@ impl AppError {
         }
     }
 
-    /// Writes the cause to the log, once.
-    pub fn log(&self, request_id: &str, path: &str) {
+    /// Writes the cause to the log, once; the request's span has its path and id.
+    pub fn log(&self) {
         let status = self.status.as_u16();
         if !self.status.is_server_error() {
-            return tracing::info!(request_id, path, status, detail = self.detail, "refused");
+            return tracing::info!(status, detail = self.detail, "refused");
         }
         let causes = self.cause.iter().flat_map(|cause| causes(cause.as_ref())).collect::<Vec<_>>().join(": ");
-        tracing::error!(request_id, path, status, cause = causes, "{}", self.title);
+        tracing::error!(status, cause = causes, "{}", self.title);
     }
 }
 
@@ -113,10 +113,9 @@ impl IntoResponse for AppError {
 /// Writes the problem of a failed request into its response, and into the log.
 pub async fn finish_problems(request: Request, next: Next) -> Response {
     let request_id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
-    let path = request.uri().path().to_owned();
     let response = next.run(request).await;
     let Some(error) = response.extensions().get::<AppError>() else { return response };
-    error.log(&request_id, &path);
+    error.log();
     let mut problem = (error.status, Json(error.problem(&request_id))).into_response();
     let headers = problem.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -28,7 +28,8 @@ use utoipa::OpenApi;
         weights::weights,
         extract::extract,
         steer::steer,
-    )
+    ),
+    components(schemas(api::Problem))
 )]
 pub struct Document;
 

@@ -76,7 +76,7 @@ pub async fn app(args: &ServeArgs) -> anyhow::Result<(axum::Router, Store)> {
     log_import(&imported?);
     let site = args.site_folder();
     let state = AppState {
-        catalogue: Catalogue::new(store.clone()),
+        catalogue: Catalogue::new(store.clone(), key),
         engine: engine?,
         weights: Arc::new(weights??),
         site: site_assets(&site)?,

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
 
 use api::{ActivationKind, Category, FeatureQuery, FeatureSort};
+use std::time::Instant;
 use store::{
     Import, SourceEntry, Store, StoreError,
+    files::ExampleRow,
     testing::{Artifacts, small_source},
 };
 use tempfile::TempDir;
@@ -235,4 +237,52 @@ async fn a_database_that_cannot_be_opened_is_named() {
     std::fs::write(&file, vec![7; 8192]).unwrap();
     let error = Store::open(&format!("sqlite://{}", file.display())).await.unwrap_err().to_string();
     assert!(error.contains("not-a.db"), "{error}");
+}
+
+/// As many rows as the demo has: 3,072 features with 45 examples each, 3,200 pictures of 8 KB.
+fn full_size() -> Artifacts {
+    let source = api::Source { latents: 3072, ..small_source() };
+    let mut files = Artifacts::new(source, b"");
+    let mut noise = 1u32;
+    let mut random_byte = || {
+        noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (noise >> 24) as u8
+    };
+    let picture = files.pictures[0].clone();
+    files.pictures = (0..3200)
+        .map(|number| {
+            let mut row = picture.clone();
+            row.picture.id = format!("scene-{number}");
+            row.webp = (0..8192).map(|_| random_byte()).collect();
+            row
+        })
+        .collect();
+    let example = files.examples[0].clone();
+    let place = |number: u32| (number / 45, number % 45, format!("scene-{}", number * 7 % 3200));
+    files.examples = (0..3072 * 45)
+        .map(place)
+        .map(|(feature, rank, picture)| ExampleRow { feature, rank, picture, ..example.clone() })
+        .collect();
+    files.samples.clear();
+    files
+}
+
+#[tokio::test]
+async fn a_second_start_at_full_size_takes_less_than_a_second() {
+    let folder = tempfile::tempdir().unwrap();
+    full_size().write(folder.path()).unwrap();
+    let url = format!("sqlite://{}", folder.path().join("scope.db").display());
+    let store = Store::open(&url).await.unwrap();
+    assert!(matches!(store.import_artifacts(folder.path()).await.unwrap(), Import::Done { .. }));
+    store.close().await;
+
+    let started = Instant::now();
+    let store = Store::open(&url).await.unwrap();
+    assert!(matches!(store.import_artifacts(folder.path()).await.unwrap(), Import::Unchanged(_)));
+    let source = store.find_source("tiny", "1-res-12").await.unwrap().unwrap();
+    let list = store.list_features(&source, &FeatureQuery { per_page: 200, ..FeatureQuery::default() }).await.unwrap();
+    assert_eq!((list.total, list.features.len()), (3072, 200));
+    assert!(list.features.iter().all(|feature| feature.thumbnail.is_some()));
+    let took = started.elapsed();
+    assert!(took.as_secs_f32() < 1.0, "{took:?}");
 }

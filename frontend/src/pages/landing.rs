@@ -75,6 +75,10 @@ pub fn LandingPage() -> impl IntoView {
     );
     view! {
         <Title text="" />
+        <Meta
+            name="description"
+            content="See which features fire inside a large multimodal model, what each one means, and what the model says when one is turned up."
+        />
         <Meta property="og:title" content="LMM Scope" />
         <Meta property="og:description" content="What a multimodal model sees, feature by feature, on your own GPU." />
         <div class="landing">

@@ -106,6 +106,12 @@ fn Filters(key: Memo<SourceKey>, query: Memo<FeatureQuery>, go: Callback<Feature
         let search = move || go.run(FeatureQuery { q: q.trim().to_owned(), page: 0, ..query.get_untracked() });
         timer.set_value(set_timeout_with_handle(search, TYPING).ok());
     });
+    on_cleanup(move || {
+        // An address that comes late must not lead back here.
+        if let Some(timer) = timer.try_get_value().flatten() {
+            timer.clear();
+        }
+    });
     let change = move |edit: fn(&mut FeatureQuery, &str)| {
         move |event: web_sys::Event| {
             let mut next = FeatureQuery { page: 0, ..query.get_untracked() };

@@ -12,6 +12,7 @@
 //! | `browser` | fetch, messages, the adapter's name; starts the worker (wasm only) |
 //!
 //! Everything but `browser` is the same natively, where it is tested.
+#![allow(async_fn_in_trait, reason = "the worker is one thread; its futures never leave it")]
 
 pub mod config;
 pub mod engine;

@@ -1,15 +1,15 @@
 //! The TopK SAE encoder in plain Rust.
 //!
-//! Blocks of latents stay in the cache while all tokens pass over them; within, two latents meet four tokens in
-//! eight accumulators of four lanes, which compilers turn into SIMD (SSE2, NEON, wasm `simd128`). Activations go
+//! Blocks of latents stay in the cache while all tokens pass over them; within, two latents meet two tokens in
+//! accumulators of eight lanes, which compilers turn into SIMD (SSE2, NEON, wasm `simd128`). Activations go
 //! straight to each row's selection: the full `[tokens, latents]` never exists.
 
 use super::sae_select::SaeSelect;
 use crate::error::check_len;
 use crate::{Error, SaeShape, TopK};
 
-const LANES: usize = 4;
-const TOKENS: usize = 4;
+const LANES: usize = 8;
+const TOKENS: usize = 2;
 const LATENTS: usize = 2;
 /// Bytes of weights in a block: fits the second-level cache.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -71,7 +71,7 @@ impl SaeEncode {
         Ok(top)
     }
 
-    /// Four tokens over one block of latents.
+    /// Two tokens over one block of latents.
     fn encode_block(&self, hidden: &[f32], weights: &[f32], first_latent: usize, selects: &mut [SaeSelect]) {
         let d_model = self.shape.d_model as usize;
         let hidden: [&[f32]; TOKENS] = std::array::from_fn(|t| &hidden[t * d_model..][..d_model]);
@@ -89,26 +89,40 @@ impl SaeEncode {
     }
 }
 
-/// All dot products of four rows of `hidden` with two rows of `weights`, each `[d_model]`.
-#[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
+/// Partial sums of the dot products of two rows of hidden states with two of weights, by lane.
+type Sums = [[[f32; LANES]; LATENTS]; TOKENS];
+
+/// All dot products of `hidden` with `weights`, each `[d_model]`.
 fn dots(hidden: [&[f32]; TOKENS], weights: [&[f32]; LATENTS]) -> [[f32; LATENTS]; TOKENS] {
-    let whole = weights[0].len() / LANES * LANES;
-    let mut sums = [[[0.0f32; LANES]; LATENTS]; TOKENS];
-    let [h0, h1, h2, h3] = hidden.map(|row| row[..whole].as_chunks::<LANES>().0);
-    let [w0, w1] = weights.map(|row| row[..whole].as_chunks::<LANES>().0);
-    for (((((h0, h1), h2), h3), w0), w1) in h0.iter().zip(h1).zip(h2).zip(h3).zip(w0).zip(w1) {
-        for (sums, h) in sums.iter_mut().zip([h0, h1, h2, h3]) {
-            for (sums, w) in sums.iter_mut().zip([w0, w1]) {
+    let mut sums = Sums::default();
+    let hidden_lanes = hidden.map(|row| row.as_chunks::<LANES>());
+    let weight_lanes = weights.map(|row| row.as_chunks::<LANES>());
+    accumulate(hidden_lanes.map(|(lanes, _)| lanes), weight_lanes.map(|(lanes, _)| lanes), &mut sums);
+    std::array::from_fn(|t| {
+        std::array::from_fn(|j| {
+            let rest: f32 = hidden_lanes[t].1.iter().zip(weight_lanes[j].1).map(|(h, w)| h * w).sum();
+            sums[t][j].iter().sum::<f32>() + rest
+        })
+    })
+}
+
+/// The hot loop. A function of its own: where the sum over lanes is in sight, LLVM lays the accumulators out for that
+/// sum and shuffles in every step, four times slower (measured on x86-64).
+#[inline(never)]
+#[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
+fn accumulate(hidden: [&[[f32; LANES]]; TOKENS], weights: [&[[f32; LANES]]; LATENTS], sums: &mut Sums) {
+    let steps = weights[0].len();
+    let hidden = hidden.map(|row| &row[..steps]);
+    let weights = weights.map(|row| &row[..steps]);
+    let mut partial = Sums::default();
+    for i in 0..steps {
+        for t in 0..TOKENS {
+            for j in 0..LATENTS {
                 for lane in 0..LANES {
-                    sums[lane] += h[lane] * w[lane];
+                    partial[t][j][lane] += hidden[t][i][lane] * weights[j][i][lane];
                 }
             }
         }
     }
-    std::array::from_fn(|t| {
-        std::array::from_fn(|j| {
-            let rest: f32 = hidden[t][whole..].iter().zip(&weights[j][whole..]).map(|(h, w)| h * w).sum();
-            sums[t][j].iter().sum::<f32>() + rest
-        })
-    })
+    *sums = partial;
 }

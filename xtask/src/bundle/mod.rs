@@ -41,7 +41,7 @@ const PAGE: Bundle = Bundle {
     profile: "wasm-page",
     features: Some("hydrate"),
     starts_itself: false,
-    budget: 250 * 1024,
+    budget: 480 * 1024,
 };
 
 const WORKER: Bundle = Bundle {

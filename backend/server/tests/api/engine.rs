@@ -60,6 +60,10 @@ async fn pictures_become_hidden_states() {
         |answer: &Answer| SafeTensors::deserialize(&answer.body).unwrap().tensor("hidden").unwrap().data().to_vec();
     assert_eq!(hidden(&uploaded), hidden(&by_id), "the same picture gives the same hidden states");
 
+    for (width, height) in [(1, 1), (900, 1), (1, 900)] {
+        let thin = picture_bytes(width, height, ImageFormat::Png);
+        checked_extract(&extract(&server, &[("image", Some("thin.png"), &thin)]).await);
+    }
     let other = picture_bytes(50, 20, ImageFormat::Png);
     let parts: [Part<'_>; 2] = [("image", Some("own.png"), &other), ("prompt", None, b"What is this?")];
     let (spans, _) = checked_extract(&extract(&server, &parts).await);
@@ -288,7 +292,7 @@ async fn a_full_queue_asks_to_come_back() {
     store.import_artifacts(server.folder.path()).await.unwrap();
     let (engine, _queue) = Engine::without_worker(key.clone(), 1);
     let state = AppState {
-        catalogue: Catalogue::new(store),
+        catalogue: Catalogue::new(store, key.clone()),
         engine: engine.clone(),
         weights: Arc::new(Weights::open(key, &server.folder.path().join("sae/model.layers.1")).unwrap()),
         site: Default::default(),

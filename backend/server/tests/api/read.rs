@@ -1,6 +1,6 @@
 //! The routes that read.
 
-use crate::common::{SOURCE, Server, picture_bytes, server, tiny_source};
+use crate::common::{SOURCE, Server, picture_bytes, serve_args, server, tiny_source, write_artifacts};
 use api::{Activations, Feature, FeatureList, FeatureSummary, Neighbours, PictureActivations, PictureList, Source};
 use axum::http::header;
 use image::ImageFormat;
@@ -106,4 +106,28 @@ async fn versions_are_kept_or_refused(server: &Server, path: &str, etag: &str) {
         let refused = server.get(&format!("{path}?v={wrong}")).await;
         refused.problem(404, api::ErrorCode::NotFound);
     }
+}
+
+#[tokio::test]
+async fn the_source_whose_model_runs_comes_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = format!("sqlite://{}", folder.path().join("scope.db").display());
+    let earlier = tempfile::tempdir().unwrap();
+    let source = Source { model_id: "an-earlier-model".into(), ..tiny_source() };
+    let webp = picture_bytes(32, 32, ImageFormat::WebP);
+    store::testing::Artifacts::new(source, &webp).write(earlier.path()).unwrap();
+    let store = store::Store::open(&database).await.unwrap();
+    store.import_artifacts(earlier.path()).await.unwrap();
+    store.close().await;
+
+    write_artifacts(folder.path());
+    let args = server::config::ServeArgs { database: Some(database), ..serve_args(folder.path()) };
+    let (router, _store) = server::serve::app(&args).await.unwrap();
+    let server = Server { router, folder };
+    let models: Vec<String> =
+        server.json::<Vec<Source>>("/api/v1/sources").await.into_iter().map(|source| source.model_id).collect();
+    assert_eq!(models, ["tiny", "an-earlier-model"]);
+    let extract = crate::common::form_request("/api/v1/an-earlier-model/1-res-64/extract", &[("prompt", None, b"a")]);
+    let problem = server.send(extract).await.problem(404, api::ErrorCode::NotFound);
+    assert!(problem.detail.contains("can be read only"), "{}", problem.detail);
 }

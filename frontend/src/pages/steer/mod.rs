@@ -94,9 +94,12 @@ pub fn SteerPage() -> impl IntoView {
 fn keep_in_step(state: State, address: Memo<SteerAddress>) {
     let navigate = use_navigate();
     let timer = StoredValue::new(None::<TimeoutHandle>);
+    // What this page itself put into the address: somebody may have typed on since.
+    let ours = StoredValue::new(None::<SteerAddress>);
     Effect::new(move |_| {
         let address = address.get();
-        if address != state.form.get_untracked() {
+        let is_ours = ours.with_value(|ours| ours.as_ref() == Some(&address));
+        if !is_ours && address != state.form.get_untracked() {
             state.form.set(address);
         }
     });
@@ -111,17 +114,22 @@ fn keep_in_step(state: State, address: Memo<SteerAddress>) {
         let navigate = navigate.clone();
         let follow = move || {
             let path = form.path(&state.key.get_untracked());
+            ours.set_value(Some(form));
             navigate(&path, NavigateOptions { scroll: false, replace: true, ..NavigateOptions::default() });
         };
         timer.set_value(set_timeout_with_handle(follow, SETTLE).ok());
     });
     run::follow_labels(state);
-    Effect::new(move |started: Option<bool>| {
-        let asked = address.get().run;
-        if asked && started != Some(true) {
+    Effect::new(move |opened: Option<()>| {
+        if opened.is_none() && address.get_untracked().run {
             run::start(state);
         }
-        asked
     });
-    on_cleanup(run::cancel);
+    on_cleanup(move || {
+        run::cancel();
+        // An address that comes late must not lead back here.
+        if let Some(timer) = timer.try_get_value().flatten() {
+            timer.clear();
+        }
+    });
 }
