@@ -16,7 +16,7 @@ SERVE ?=
 # $(call phase,name,command): says what runs and how long it took.
 phase = @begun=$$SECONDS; printf '\n\033[1m▶ %s\033[0m\n' '$(1)'; $(2); printf '✓ %s: %d s\n' '$(1)' $$((SECONDS - begun))
 
-.PHONY: help demo test bench check fmt clean screenshots
+.PHONY: help demo test journeys bench check fmt clean screenshots
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,14 +27,18 @@ demo: ## build everything and open the pocket demo on http://127.0.0.1:8080
 	@$(BIN)/xtask bundle
 	@$(BIN)/lmm-scope serve $(SERVE)
 
-test: ## every check and test, in this order: style, native build, bundles, native and browser tests, kernels in the browser
+test: ## format, native build, browser bundles, every native test
 	$(call phase,format,cargo fmt --all --check)
-	$(call phase,clippy,cargo clippy --workspace --all-targets $(STYLE))
 	$(call phase,build,cargo build --workspace --bins --examples --tests)
 	$(call phase,setup,$(BIN)/xtask setup)
-	$(call phase,clippy of the browser crates,$(call clippy-wasm))
 	$(call phase,bundles,$(BIN)/xtask bundle)
-	$(call phase,tests,LMM_SCOPE_BIN=$(BIN)/lmm-scope cargo nextest run --workspace)
+	$(call phase,tests,LMM_SCOPE_BIN=$(BIN)/lmm-scope cargo nextest run --workspace -E 'not binary(browser)')
+
+journeys: ## journeys through the page, and the kernels, in headless Chromium
+	$(call phase,build,cargo build --workspace --bins --examples --tests)
+	$(call phase,setup,$(BIN)/xtask setup)
+	$(call phase,bundles,$(BIN)/xtask bundle)
+	$(call phase,journeys,LMM_SCOPE_BIN=$(BIN)/lmm-scope cargo nextest run --workspace -E 'binary(browser)')
 	$(call phase,kernels in the browser,CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER=$(BIN)/wasm-runner cargo test --package shaders $(WASM))
 
 check: ## style and types only, native and wasm: the quick look before a commit
