@@ -83,7 +83,7 @@ pub fn SearchField(
     #[prop(into)] action: Signal<String>,
     #[prop(into)] value: Signal<String>,
     #[prop(optional, into)] on_input: Option<Callback<String>>,
-    #[prop(default = "Search labels, or a number")] placeholder: &'static str,
+    #[prop(default = "Search the labels, or a feature's number")] placeholder: &'static str,
 ) -> impl IntoView {
     view! {
         <form class="search" role="search" method="get" action=move || action.get()>

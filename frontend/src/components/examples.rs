@@ -111,8 +111,8 @@ fn Example(key: SourceKey, activation: Activation, max: f32, marked: RwSignal<Op
                 <i class="chip"></i>
                 <span class="mono">{numbers}</span>
                 {bin.map(|bin| view! { <span class="mono faint">{bin}</span> })}
-                <a class="quiet" href=analyze title="Analyze this picture" aria-label="Analyze this picture">
-                    "→"
+                <a class="quiet" href=analyze>
+                    "analyze"
                 </a>
             </figcaption>
         </figure>

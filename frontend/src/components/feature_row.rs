@@ -2,7 +2,7 @@
 
 use crate::{
     api::SourceKey,
-    components::{LitPicture, category_name},
+    components::LitPicture,
     format::{name_or_index, sig3},
     heat::brightness,
     links::feature_path,
@@ -33,7 +33,7 @@ pub fn FeatureRow(
     let name =
         move || summary.with(|summary| name_or_index(summary.as_ref().and_then(|found| found.label.as_deref()), index));
     let unlabelled = move || summary.with(|summary| summary.as_ref().is_none_or(|found| found.label.is_none()));
-    let category = move || summary.with(|summary| summary.as_ref().and_then(|found| category_name(found.category)));
+    let category = move || summary.with(|summary| summary.as_ref().map(|found| found.category.as_str()));
     let thumbnail = move || {
         summary
             .with(|summary| summary.as_ref().and_then(|found| found.thumbnail.clone()))

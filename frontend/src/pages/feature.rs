@@ -5,7 +5,7 @@ use crate::{
     browser,
     components::{
         Choice, ColourBar, Examples, HistogramPlot, Load, MiniFeature, ProvenanceNote, ScoreAxis, Skeleton, Stat,
-        Switch, TextExample, View, WordBars, category_name,
+        Switch, TextExample, View, WordBars,
     },
     format::{name_or_index, percent, sig3},
     links::{analyze_path, api_path, feature_path, kind_from_params, query_string, source_path, steer_path},
@@ -182,7 +182,7 @@ fn FeatureHead(feature: Feature) -> impl IntoView {
 fn Said(said: Explanation) -> impl IntoView {
     view! {
         <p class="said">
-            <span class="category">{category_name(said.category)}</span>
+            <span class="category">{said.category.as_str()}</span>
             <span>
                 "said by " <span class="mono">{said.explanation_model_name}</span>
                 {(!said.created_at.is_empty()).then(|| format!(", {}", said.created_at))}
@@ -281,7 +281,7 @@ fn Actions(key: SourceKey, index: u32, dead: bool) -> impl IntoView {
     let steer = (!dead).then(|| {
         view! {
             <a class="button button-steer" href=steer_path(&key, &format!("{index}:{STRENGTH}"))>
-                "Steer"
+                "Steer with it"
             </a>
         }
     });
@@ -289,7 +289,7 @@ fn Actions(key: SourceKey, index: u32, dead: bool) -> impl IntoView {
         <div class="actions">
             {steer}
             <a class="button" href=analyze_path(&key, "")>
-                "Test it"
+                "Test a picture"
             </a>
             <button class="button needs-script" on:click=copy>
                 {move || if copied.get() { "Copied" } else { "Copy link" }}
@@ -303,11 +303,11 @@ fn Actions(key: SourceKey, index: u32, dead: bool) -> impl IntoView {
 
 fn kind_about(kind: ActivationKind) -> (&'static str, &'static str) {
     match kind {
-        ActivationKind::Mean => ("top mean", "highest mean over the picture"),
-        ActivationKind::Max => ("top max", "highest single patch"),
+        ActivationKind::Mean => ("top by mean", "highest mean over the picture"),
+        ActivationKind::Max => ("top by max", "highest single patch"),
         ActivationKind::Quantile => ("quantiles", "spread from strong to weak, so that the label can be doubted"),
         ActivationKind::Random => ("random", "drawn from all pictures where it fires"),
-        ActivationKind::Heldout => ("held-out", "pictures in a style the model was never trained on"),
+        ActivationKind::Heldout => ("held-out style", "pictures in a style the model was never trained on"),
     }
 }
 

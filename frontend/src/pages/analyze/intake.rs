@@ -26,11 +26,9 @@ fn first_file(transfer: Option<DataTransfer>) -> Option<File> {
 pub fn Intake(state: State, samples: Vec<Picture>, empty: Signal<bool>) -> impl IntoView {
     let strip = samples.into_iter().map(|sample| view! { <Sample state sample /> }).collect_view();
     view! {
-        <div class="intake" class:intake-empty=move || empty.get()>
-            <div class="samples" role="group" aria-label="Sample pictures">
-                {strip}
-            </div>
-            <DropZone state />
+        <DropZone state empty />
+        <div class="samples" role="group" aria-label="Sample pictures">
+            {strip}
         </div>
     }
 }
@@ -69,7 +67,7 @@ fn Sample(state: State, sample: Picture) -> impl IntoView {
 
 /// A file field that also takes drops, and pastes from anywhere on the page.
 #[component]
-fn DropZone(state: State) -> impl IntoView {
+fn DropZone(state: State, empty: Signal<bool>) -> impl IntoView {
     let field = NodeRef::<html::Input>::new();
     let over = RwSignal::new(false);
     Effect::new(move |_| {
@@ -97,6 +95,7 @@ fn DropZone(state: State) -> impl IntoView {
     view! {
         <label
             class="drop needs-script"
+            class:drop-large=move || empty.get()
             class:drop-over=move || over.get()
             on:dragover=move |event| {
                 event.prevent_default();

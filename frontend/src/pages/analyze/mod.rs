@@ -114,10 +114,11 @@ fn Bench(state: State, samples: Vec<Picture>) -> impl IntoView {
         (None, None) => None,
     });
     view! {
-        <Intake state samples empty=Signal::derive(move || shown.get().is_none()) />
         <div class="bench">
             <div class="bench-left">
-                {move || shown.get().map(|picture| view! { <Picked state picture /> })} <PromptField state />
+                {move || shown.get().map(|picture| view! { <Picked state picture /> })}
+                <Intake state samples empty=Signal::derive(move || shown.get().is_none()) />
+                <PromptField state />
             </div>
             <div class="bench-right">
                 <Waiting state />
