@@ -1,8 +1,8 @@
 # LMM Scope. `make` lists the targets; README.md says what they are for.
 # Recipes run one cargo at a time, so nothing is compiled twice and two cores are enough.
 
+# Phases are joined with `&&`: the make of macOS (3.81) knows no .SHELLFLAGS.
 SHELL := bash
-.SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -10,11 +10,13 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BIN := $(abspath $(TARGET))/debug
 WASM := --target wasm32-unknown-unknown
 STYLE := -- -D warnings
+# Kernels and the GPU worker: the runner opens the compiled tests in Chromium.
+WASM_TESTS = CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER="$(BIN)/wasm-runner" cargo test --package shaders --package gpu-worker $(WASM)
 # Flags for `lmm-scope serve`, e.g. make demo SERVE="--listen 0.0.0.0:8080"
 SERVE ?=
 
 # $(call phase,name,command): says what runs and how long it took.
-phase = @begun=$$SECONDS; printf '\n\033[1m▶ %s\033[0m\n' '$(1)'; $(2); printf '✓ %s: %d s\n' '$(1)' $$((SECONDS - begun))
+phase = @begun=$$SECONDS; printf '\n\033[1m▶ %s\033[0m\n' '$(1)' && $(2) && printf '✓ %s: %d s\n' '$(1)' $$((SECONDS - begun))
 
 .PHONY: help demo test journeys bench check fmt clean screenshots
 
@@ -23,23 +25,24 @@ help: ## list the targets
 
 demo: ## build everything and open the pocket demo on http://127.0.0.1:8080
 	@cargo build --package xtask --package server
-	@$(BIN)/xtask setup --demo
-	@$(BIN)/xtask bundle
-	@$(BIN)/lmm-scope serve $(SERVE)
+	@"$(BIN)/xtask" setup --demo
+	@"$(BIN)/xtask" bundle
+	@"$(BIN)/lmm-scope" serve $(SERVE)
 
-test: ## format, native build, browser bundles, every native test
+test: ## everything: format, clippy, native tests, journeys and kernels in headless Chromium
 	$(call phase,format,cargo fmt --all --check)
 	$(call phase,build,cargo build --workspace --bins --examples --tests)
-	$(call phase,setup,$(BIN)/xtask setup)
-	$(call phase,bundles,$(BIN)/xtask bundle)
-	$(call phase,tests,LMM_SCOPE_BIN=$(BIN)/lmm-scope cargo nextest run --workspace -E 'not binary(browser)')
+	$(call phase,setup,"$(BIN)/xtask" setup)
+	$(call phase,bundles,"$(BIN)/xtask" bundle)
+	$(call phase,tests,LMM_SCOPE_BIN="$(BIN)/lmm-scope" cargo nextest run --workspace)
+	$(call phase,kernels in Chromium,$(WASM_TESTS))
+	$(call phase,clippy,cargo clippy --workspace --all-targets $(STYLE))
 
-journeys: ## journeys through the page, and the kernels, in headless Chromium
+journeys: ## only the journeys through the page in headless Chromium
 	$(call phase,build,cargo build --workspace --bins --examples --tests)
-	$(call phase,setup,$(BIN)/xtask setup)
-	$(call phase,bundles,$(BIN)/xtask bundle)
-	$(call phase,journeys,LMM_SCOPE_BIN=$(BIN)/lmm-scope cargo nextest run --workspace -E 'binary(browser)')
-	$(call phase,kernels in the browser,CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER=$(BIN)/wasm-runner cargo test --package shaders $(WASM))
+	$(call phase,setup,"$(BIN)/xtask" setup)
+	$(call phase,bundles,"$(BIN)/xtask" bundle)
+	$(call phase,journeys,LMM_SCOPE_BIN="$(BIN)/lmm-scope" cargo nextest run --workspace -E 'binary(browser)')
 
 check: ## style and types only, native and wasm: the quick look before a commit
 	$(call phase,format,cargo fmt --all --check)
@@ -47,8 +50,8 @@ check: ## style and types only, native and wasm: the quick look before a commit
 	$(call phase,setup,cargo xtask setup --demo)
 	$(call phase,clippy of the browser crates,$(call clippy-wasm))
 
-clippy-wasm = cargo clippy --package frontend --no-default-features --features hydrate $(WASM) $(STYLE); \
-	cargo clippy --package gpu-worker $(WASM) $(STYLE); \
+clippy-wasm = cargo clippy --package frontend --no-default-features --features hydrate $(WASM) $(STYLE) && \
+	cargo clippy --package gpu-worker $(WASM) $(STYLE) && \
 	cargo clippy --package shaders --tests $(WASM) $(STYLE)
 
 bench: ## measure the GPU kernels against their CPU twins
@@ -59,9 +62,9 @@ fmt: ## format every Rust file
 
 screenshots: ## every page at desktop and phone size, light and dark, into target/screenshots/pages
 	@cargo build --workspace --bins --examples --tests
-	@$(BIN)/xtask setup
-	@$(BIN)/xtask bundle
-	@LMM_SCOPE_BIN=$(BIN)/lmm-scope $(BIN)/examples/screenshots $(TARGET)/screenshots/pages
+	@"$(BIN)/xtask" setup
+	@"$(BIN)/xtask" bundle
+	@LMM_SCOPE_BIN="$(BIN)/lmm-scope" "$(BIN)/examples/screenshots" "$(TARGET)/screenshots/pages"
 
 clean: ## remove everything that was built
 	@cargo clean

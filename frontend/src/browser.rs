@@ -3,7 +3,9 @@
 use crate::heat::brightness;
 use leptos::prelude::*;
 use wasm_bindgen::{Clamped, JsCast};
-use web_sys::{CanvasRenderingContext2d, HtmlCanvasElement, HtmlElement, HtmlInputElement, ImageData, KeyboardEvent};
+use web_sys::{
+    CanvasRenderingContext2d, Element, HtmlCanvasElement, HtmlElement, HtmlInputElement, ImageData, KeyboardEvent,
+};
 
 /// Milliseconds of the page's clock.
 pub fn now_ms() -> f64 {
@@ -31,14 +33,22 @@ pub fn is_typing(event: &KeyboardEvent) -> bool {
     })
 }
 
-/// Moves the focus into the page's own search field.
+/// Moves the focus into the page's own search field, or else into the header's.
 pub fn focus_search() -> bool {
-    let found = document().query_selector("main [data-testid=search-input], [data-testid=search-input]");
-    let Some(input) = found.ok().flatten().and_then(|element| element.dyn_into::<HtmlInputElement>().ok()) else {
-        return false;
-    };
-    input.select();
-    input.focus().is_ok()
+    ["main [data-testid=search-input]", ".top [data-testid=search-input]"].into_iter().any(|field| {
+        let found = document().query_selector(field).ok().flatten();
+        let input = found.and_then(|element| element.dyn_into::<HtmlInputElement>().ok());
+        // What is not on the screen has no offset parent.
+        input.filter(|input| input.offset_parent().is_some()).is_some_and(|input| {
+            input.select();
+            input.focus().is_ok()
+        })
+    })
+}
+
+/// Whether the keyboard writes into this element.
+pub fn has_focus(element: &Element) -> bool {
+    document().active_element().as_ref() == Some(element)
 }
 
 /// The visitor's theme: `light`, `dark`, or nothing for the system's.

@@ -14,7 +14,11 @@ pub fn sig3(value: f32) -> String {
         return format!("{value:.2e}");
     }
     let decimals = usize::try_from(2 - magnitude).unwrap_or(0);
-    if magnitude >= 3 { count(value.abs().round() as u64) } else { format!("{value:.decimals$}") }
+    if magnitude < 3 {
+        return format!("{value:.decimals$}");
+    }
+    let sign = if value < 0.0 { "-" } else { "" };
+    format!("{sign}{}", count(value.abs().round() as u64))
 }
 
 /// A share of one as a percentage with three significant digits: `0.421%`.
@@ -76,6 +80,7 @@ mod tests {
             (1234.5, "1,235"),
             (0.012_345, "0.0123"),
             (-0.5, "-0.500"),
+            (-1234.5, "-1,235"),
             (0.000_012_3, "1.23e-5"),
             (f32::NAN, "–"),
         ];

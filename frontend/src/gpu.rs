@@ -39,6 +39,8 @@ pub struct Loaded {
 pub struct Encoded {
     pub acts: TopActs,
     pub ms: f32,
+    /// What computed it: another device than before, if that one was lost.
+    pub loaded: Loaded,
 }
 
 /// What to load: everything that makes a second load necessary when it changes.
@@ -49,7 +51,21 @@ struct LoadKey {
     force_cpu: bool,
 }
 
-type Outcome = Result<(GpuReply, Vec<ArrayBuffer>), String>;
+/// Why the worker did not do what it was asked for.
+#[derive(Debug, Clone, PartialEq)]
+struct Trouble {
+    detail: String,
+    /// The device is gone: loading again may help.
+    lost: bool,
+}
+
+impl From<String> for Trouble {
+    fn from(detail: String) -> Self {
+        Self { detail, lost: false }
+    }
+}
+
+type Outcome = Result<(GpuReply, Vec<ArrayBuffer>), Trouble>;
 
 /// The worker and everything that waits for it.
 struct Link {
@@ -58,7 +74,8 @@ struct Link {
     /// Why the worker is gone, once it is.
     broken: Option<String>,
     waiting_for_ready: Vec<oneshot::Sender<Result<(), String>>>,
-    loading: Option<LoadKey>,
+    /// The newest load; answers to older ones are dropped.
+    loading: Option<(u32, LoadKey)>,
     loaded: Option<(LoadKey, Loaded)>,
     waiting_for_load: Vec<oneshot::Sender<Result<Loaded, String>>>,
     waiting: BTreeMap<u32, oneshot::Sender<Outcome>>,
@@ -67,6 +84,13 @@ struct Link {
     /// Kept alive as long as the worker.
     _on_message: Closure<dyn FnMut(MessageEvent)>,
     _on_error: Closure<dyn FnMut(Event)>,
+}
+
+impl Link {
+    fn new_id(&mut self) -> u32 {
+        self.next_id += 1;
+        self.next_id
+    }
 }
 
 thread_local! {
@@ -90,13 +114,14 @@ pub async fn load(weights_url: &str, config_url: &str, force_cpu: bool) -> Resul
             _ = sender.send(Ok(loaded.clone()));
             return Ok(());
         }
-        if link.loading.as_ref() != Some(&key) {
+        if link.loading.as_ref().is_none_or(|(_, loading)| *loading != key) {
             fail_all(&mut link.waiting_for_load, "another autoencoder was asked for");
             let LoadKey { weights_url, config_url, force_cpu } = key.clone();
+            let id = link.new_id();
             link.started_ms = crate::browser::now_ms();
             link.loaded = None;
-            post(&link.worker, &GpuRequest::Load { weights_url, config_url, force_cpu }, &[])?;
-            link.loading = Some(key);
+            post(&link.worker, &GpuRequest::Load { id, weights_url, config_url, force_cpu }, &[])?;
+            link.loading = Some((id, key));
         }
         link.waiting_for_load.push(sender);
         Ok(())
@@ -104,24 +129,51 @@ pub async fn load(weights_url: &str, config_url: &str, force_cpu: bool) -> Resul
     receiver.await.unwrap_or_else(|_| Err(GONE.into()))
 }
 
-/// Encodes hidden states (f16 `[tokens, d_model]`); the buffer is given away.
+/// Encodes hidden states (f16 `[tokens, d_model]`) with the SAE that was loaded last.
+///
+/// A lost device (a driver that restarted, a laptop that woke up) is replaced once; if the new one is lost as well, the
+/// CPU twin computes.
 pub async fn encode(hidden: ArrayBuffer, tokens: u32) -> Result<Encoded, String> {
+    let (key, mut loaded) = with_link(|link| link.loaded.clone().ok_or_else(|| "no autoencoder is loaded".to_owned()))?;
+    for force_cpu in [key.force_cpu, true] {
+        match encode_once(hidden.slice(0), tokens, &loaded).await {
+            Err(trouble) if trouble.lost => {
+                forget_loaded();
+                loaded = load(&key.weights_url, &key.config_url, force_cpu).await?;
+            }
+            outcome => return outcome.map_err(|trouble| trouble.detail),
+        }
+    }
+    encode_once(hidden, tokens, &loaded).await.map_err(|trouble| trouble.detail)
+}
+
+/// The buffer is given away.
+async fn encode_once(hidden: ArrayBuffer, tokens: u32, loaded: &Loaded) -> Result<Encoded, Trouble> {
     let (reply, buffers) = ask(|id| GpuRequest::Encode { id, tokens }, &[hidden]).await?;
     let (GpuReply::Encoded { k, ms, .. }, [indices, acts]) = (&reply, buffers.as_slice()) else {
-        return Err(format!("the worker answered an encode with {reply:?} and {} buffers", buffers.len()));
+        return Err(format!("the worker answered an encode with {reply:?} and {} buffers", buffers.len()).into());
     };
     let indices = Uint32Array::new(indices).to_vec();
     let acts = Float32Array::new(acts).to_vec();
     let expected = tokens as usize * *k as usize;
     if indices.len() != expected || acts.len() != expected {
-        return Err(format!("the worker sent {} of {expected} activations", acts.len()));
+        return Err(format!("the worker sent {} of {expected} activations", acts.len()).into());
     }
-    Ok(Encoded { acts: TopActs { k: *k as usize, indices, acts }, ms: *ms })
+    Ok(Encoded { acts: TopActs { k: *k as usize, indices, acts }, ms: *ms, loaded: loaded.clone() })
+}
+
+fn forget_loaded() {
+    LINK.with_borrow_mut(|slot| {
+        if let Some(link) = slot.as_mut() {
+            link.loaded = None;
+        }
+    });
 }
 
 /// Smooth map of one feature of the last encode: f32 `[height, width]` and its maximum.
 pub async fn map(feature: u32, start: u32, grid: [u32; 2], size: [u32; 2]) -> Result<(Vec<f32>, f32), String> {
-    let (reply, buffers) = ask(|id| GpuRequest::Map { id, feature, start, grid, size }, &[]).await?;
+    let asked = ask(|id| GpuRequest::Map { id, feature, start, grid, size }, &[]).await;
+    let (reply, buffers) = asked.map_err(|trouble| trouble.detail)?;
     match (&reply, buffers.as_slice()) {
         (GpuReply::Map { max, .. }, [values]) => Ok((Float32Array::new(values).to_vec(), *max)),
         _ => Err(format!("the worker answered a map with {reply:?}")),
@@ -133,13 +185,15 @@ const GONE: &str = "the worker ended without an answer; reload the page";
 async fn ask(request: impl FnOnce(u32) -> GpuRequest, buffers: &[ArrayBuffer]) -> Outcome {
     let (sender, receiver) = oneshot::channel();
     with_link(|link| {
-        let id = link.next_id;
-        link.next_id += 1;
+        if !link.ready {
+            return Err(GONE.into());
+        }
+        let id = link.new_id();
         post(&link.worker, &request(id), buffers)?;
         link.waiting.insert(id, sender);
         Ok(())
     })?;
-    receiver.await.unwrap_or_else(|_| Err(GONE.into()))
+    receiver.await.unwrap_or_else(|_| Err(GONE.to_owned().into()))
 }
 
 fn post(worker: &Worker, request: &GpuRequest, buffers: &[ArrayBuffer]) -> Result<(), String> {
@@ -227,14 +281,18 @@ fn dispatch(reply: GpuReply, buffers: Vec<ArrayBuffer>) {
                 link.ready = true;
                 finish(&mut link.waiting_for_ready, &Ok(()));
             }
-            GpuReply::Progress { received, total } => {
-                progress = Some(Some(Progress { received, total, started_ms: link.started_ms }));
+            GpuReply::Progress { id, received, total } => {
+                if link.loading.as_ref().is_some_and(|(loading, _)| *loading == id) {
+                    progress = Some(Some(Progress { received, total, started_ms: link.started_ms }));
+                }
             }
-            GpuReply::Loaded { path, adapter, reason, latents, d_model, k } => {
-                let loaded = Loaded { path, adapter, reason, latents, d_model, k };
-                link.loaded = link.loading.take().map(|key| (key, loaded.clone()));
-                finish(&mut link.waiting_for_load, &Ok(loaded));
-                progress = Some(None);
+            GpuReply::Loaded { id, path, adapter, reason, latents, d_model, k } => {
+                if let Some((_, key)) = link.loading.take_if(|(loading, _)| *loading == id) {
+                    let loaded = Loaded { path, adapter, reason, latents, d_model, k };
+                    link.loaded = Some((key, loaded.clone()));
+                    finish(&mut link.waiting_for_load, &Ok(loaded));
+                    progress = Some(None);
+                }
             }
             GpuReply::Encoded { id, .. } | GpuReply::Map { id, .. } => {
                 if let Some(sender) = link.waiting.remove(&id) {
@@ -242,17 +300,15 @@ fn dispatch(reply: GpuReply, buffers: Vec<ArrayBuffer>) {
                     _ = sender.send(Ok((reply, buffers)));
                 }
             }
-            GpuReply::Failed { id: Some(id), detail } => {
-                if let Some(sender) = link.waiting.remove(&id) {
-                    _ = sender.send(Err(detail));
+            GpuReply::Failed { id: Some(id), detail, lost } => {
+                if link.loading.take_if(|(loading, _)| *loading == id).is_some() {
+                    fail_all(&mut link.waiting_for_load, &detail);
+                    progress = Some(None);
+                } else if let Some(sender) = link.waiting.remove(&id) {
+                    _ = sender.send(Err(Trouble { detail, lost }));
                 }
             }
-            GpuReply::Failed { id: None, detail } => {
-                // Without an id it is the load in progress, or the worker itself.
-                broken = link.loading.take().is_none().then(|| detail.clone());
-                fail_all(&mut link.waiting_for_load, &detail);
-                progress = Some(None);
-            }
+            GpuReply::Failed { id: None, detail, .. } => broken = Some(detail),
         }
     });
     if let Some(detail) = broken {
@@ -273,7 +329,7 @@ fn break_link(detail: &str) {
         fail_all(&mut link.waiting_for_ready, detail);
         fail_all(&mut link.waiting_for_load, detail);
         for (_, sender) in std::mem::take(&mut link.waiting) {
-            _ = sender.send(Err(detail.into()));
+            _ = sender.send(Err(detail.to_owned().into()));
         }
     });
     PROGRESS.with(|signal| signal.set(None));
@@ -295,8 +351,8 @@ pub fn path_line(loaded: &Loaded, ms: f32) -> String {
     let place = match (loaded.path, loaded.adapter.as_str(), &loaded.reason) {
         (ComputePath::WebGpu, "", _) => "your GPU".to_owned(),
         (ComputePath::WebGpu, adapter, _) => format!("your GPU ({adapter})"),
-        (ComputePath::Cpu, _, Some(reason)) => format!("CPU twin (WebGPU unavailable: {reason})"),
-        (ComputePath::Cpu, _, None) => "CPU twin".to_owned(),
+        (ComputePath::Cpu, _, Some(reason)) => format!("your CPU (no WebGPU: {reason})"),
+        (ComputePath::Cpu, _, None) => "your CPU".to_owned(),
     };
     format!("{place} · f16 weights · exact top-{} · {} ms", loaded.k, crate::format::sig3(ms))
 }
@@ -318,10 +374,7 @@ mod tests {
         assert_eq!(path_line(&loaded, 41.23), "your GPU (M2) · f16 weights · exact top-32 · 41.2 ms");
         loaded.path = ComputePath::Cpu;
         loaded.reason = Some("no adapter".into());
-        assert_eq!(
-            path_line(&loaded, 120.4),
-            "CPU twin (WebGPU unavailable: no adapter) · f16 weights · exact top-32 · 120 ms"
-        );
+        assert_eq!(path_line(&loaded, 120.4), "your CPU (no WebGPU: no adapter) · f16 weights · exact top-32 · 120 ms");
     }
 
     #[test]

@@ -160,7 +160,7 @@ fn split_extract(file: &ArrayBuffer) -> Result<(ExtractHeader, ArrayBuffer), Str
     Ok((header, file.slice_with_end(begin, end)))
 }
 
-/// `POST …/steer`: calls `on_event` for every event until the stream ends.
+/// `POST …/steer`: calls `on_event` for every event until the stream ends. A stream without a last event is an error.
 pub async fn steer(
     key: &SourceKey,
     request: &SteerRequest,
@@ -183,15 +183,17 @@ pub async fn steer(
         .ok_or_else(|| local_problem(ErrorCode::Internal, "No stream", "The server answered without a body."))?;
     let reader: ReadableStreamDefaultReader = stream.get_reader().unchecked_into();
     let mut parser = SseParser::default();
+    let mut ended = false;
     while let Some(bytes) = next_chunk(&reader).await? {
         for event in parser.push(&bytes) {
-            let event = serde_json::from_str(&event.data).map_err(|error| {
+            let event: SteerEvent = serde_json::from_str(&event.data).map_err(|error| {
                 local_problem(ErrorCode::Internal, "An event cannot be read", format!("{}: {error}", event.data))
             })?;
+            ended |= !matches!(event, SteerEvent::Token { .. });
             on_event(event);
         }
     }
-    Ok(())
+    if ended { Ok(()) } else { Err(local_problem(ErrorCode::Internal, "The answer was cut off", "Run it again.")) }
 }
 
 async fn next_chunk(reader: &ReadableStreamDefaultReader) -> Answer<Option<Vec<u8>>> {

@@ -42,8 +42,10 @@ pub fn feature_path(key: &SourceKey, index: u32) -> String {
     format!("{}/{index}", source_path(key))
 }
 
-pub fn analyze_path(key: &SourceKey, picture: &str) -> String {
-    format!("{}/analyze{}", source_path(key), query_string([("picture", picture.to_owned())]))
+/// The analyze page with a picture, if one is named, and a feature that stays lit on it.
+pub fn analyze_path(key: &SourceKey, picture: &str, feature: Option<u32>) -> String {
+    let feature = feature.map_or_else(String::new, |feature| feature.to_string());
+    format!("{}/analyze{}", source_path(key), query_string([("picture", picture.to_owned()), ("feature", feature)]))
 }
 
 pub fn steer_path(key: &SourceKey, features: &str) -> String {
@@ -57,8 +59,13 @@ pub fn api_path(key: &SourceKey, rest: &str) -> String {
 
 /// The query string of a feature list; the same names on the page and on the wire.
 pub fn feature_query_string(query: &FeatureQuery) -> String {
+    query_string(feature_query_pairs(query))
+}
+
+/// Names and values of a feature list's state; empty where not set.
+pub fn feature_query_pairs(query: &FeatureQuery) -> [(&'static str, String); 8] {
     let sort = if query.sort == FeatureSort::default() { "" } else { query.sort.as_str() };
-    query_string([
+    [
         ("q", query.q.clone()),
         ("ids", query.ids.clone()),
         ("category", query.category.map_or(String::new(), |category| category.as_str().into())),
@@ -67,7 +74,7 @@ pub fn feature_query_string(query: &FeatureQuery) -> String {
         ("dead", query.dead.map_or(String::new(), |dead| dead.to_string())),
         ("page", if query.page == 0 { String::new() } else { query.page.to_string() }),
         ("perPage", if query.per_page == 0 { String::new() } else { query.per_page.to_string() }),
-    ])
+    ]
 }
 
 /// Reads a feature list's state from a page's address; what cannot be understood counts as not set.
@@ -103,6 +110,13 @@ mod tests {
     fn encoding_keeps_the_unreserved_and_escapes_the_rest() {
         assert_eq!(encode("a b&c=d/é"), "a+b%26c%3Dd%2F%C3%A9");
         assert_eq!(encode("12:3.5,40:-1"), "12:3.5,40:-1");
+    }
+
+    #[test]
+    fn analyze_takes_a_feature_along() {
+        let key = SourceKey::new("pocket", "3-res-3k");
+        assert_eq!(analyze_path(&key, "", None), "/pocket/3-res-3k/analyze");
+        assert_eq!(analyze_path(&key, "cat", Some(17)), "/pocket/3-res-3k/analyze?picture=cat&feature=17");
     }
 
     #[test]

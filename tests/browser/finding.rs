@@ -91,6 +91,33 @@ fn typing_narrows_the_list_without_a_reload() -> anyhow::Result<()> {
 }
 
 #[test]
+fn enter_in_the_search_field_keeps_the_filters() -> anyhow::Result<()> {
+    journey("search_in_filters", Gpu::None, &[], async |page, demo| {
+        let best = demo.best_feature()?;
+        let category = best.category.as_str();
+        // With a space at the end, as between two words.
+        let words = format!("{} ", best.label.clone().unwrap_or_default());
+        page.open(&demo.page(&format!("?category={category}&sort=max"))).await?;
+        let search = page.find(By::Css("main [data-testid=search-input]")).await?;
+        search.send_keys(words.as_str()).await?;
+        page.until("the search in the address", async || Ok(page.path().await?.contains("q="))).await?;
+        page.settle().await?;
+        let value = "return document.querySelector('main [data-testid=search-input]').value";
+        let shown: String = page.js(value, vec![]).await?;
+        ensure!(shown == words, "“{words}” became “{shown}” while it was typed");
+
+        page.js::<()>("window.__same_document = true", vec![]).await?;
+        search.send_keys(Key::Enter + "").await?;
+        page.settle().await?;
+        let path = page.path().await?;
+        let kept = path.contains(&format!("category={category}")) && path.contains("sort=max");
+        ensure!(kept && path.contains("q="), "after Enter the address is {path}");
+        ensure!(page.js::<bool>("return window.__same_document === true", vec![]).await?, "the page was reloaded");
+        Ok(())
+    })
+}
+
+#[test]
 fn the_keyboard_searches_and_steps_through_features() -> anyhow::Result<()> {
     journey("keyboard", Gpu::None, &[], async |page, demo| {
         let index = step_from(demo)?;

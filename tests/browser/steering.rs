@@ -42,8 +42,12 @@ fn three_texts_stream_and_their_address_reproduces_them() -> anyhow::Result<()> 
             ensure!(words < 4 || lengths.len() > 1, "{column} did not stream: {words} words in {} step", lengths.len());
         }
 
-        let address = page.path().await?;
-        ensure!(address.contains("run=1") && address.contains("prompt="), "the run is not in the address: {address}");
+        // The address follows a moment later.
+        page.until("the run in the address", async || {
+            let address = page.path().await?;
+            Ok(address.contains("run=1") && address.contains("prompt="))
+        })
+        .await?;
         page.driver.refresh().await?;
         page.wait_until_live().await?;
         let again = finished(page).await?;

@@ -80,6 +80,12 @@ fn flags(gpu: Gpu) -> Vec<&'static str> {
         "--hide-scrollbars",
         "--force-prefers-reduced-motion",
         "--lang=en",
+        // Nothing but the page's own traffic.
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-quic",
     ];
     match gpu {
         Gpu::Software => flags.extend(["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]),

@@ -124,8 +124,10 @@ fn strongest(maps: &BTreeMap<u32, Vec<f32>>) -> Vec<u32> {
     order
 }
 
+/// Labels of emotions end in `face`; concepts are the emotion alone.
 fn names(feature: &FeatureSummary, object: &PictureObject) -> bool {
-    feature.label.as_ref().is_some_and(|label| label.eq_ignore_ascii_case(&object.concept))
+    let label = feature.label.as_deref().map(str::to_lowercase);
+    label.is_some_and(|label| label.strip_suffix(" face").unwrap_or(&label) == object.concept.to_lowercase())
 }
 
 /// Patch map of every feature on the picture: `[rows · columns]`.
@@ -200,6 +202,14 @@ mod tests {
         assert_eq!(shares, [(1, 0.75), (2, 0.25)]);
         assert_eq!(found[0].1.object.concept, "cat");
         assert_eq!(strongest(&maps(&scene())), [2, 1]);
+    }
+
+    #[test]
+    fn a_face_is_named_after_its_feeling() {
+        let face = PictureObject { concept: "in love".into(), ..PictureObject::default() };
+        let labelled = |label: &str| FeatureSummary { label: Some(label.into()), ..FeatureSummary::default() };
+        assert!(names(&labelled("in love face"), &face));
+        assert!(!names(&labelled("sad face"), &face) && !names(&labelled("faces"), &face));
     }
 
     #[test]

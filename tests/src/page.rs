@@ -21,7 +21,7 @@ const NOTE_WHEN_LIVE: &str = "
         return listen.call(this, type, ...rest);
     };";
 
-/// Decodes an element's mask (`--mask: url(data:…)`, one pixel per patch) and reads its opacity.
+/// Decodes an element's mask (`--mask: url(data:…)`, luminance) and reads its light in the middle of every patch.
 const READ_LIGHT: &str = r#"
     const [element, rows, columns, done] = arguments;
     const found = /url\("?(data:[^")]+)"?\)/.exec(element.style.getPropertyValue('--mask'));
@@ -29,12 +29,18 @@ const READ_LIGHT: &str = r#"
     const image = new Image();
     image.onerror = () => done([]);
     image.onload = () => {
-        if (image.naturalWidth !== columns || image.naturalHeight !== rows) return done([]);
-        const canvas = Object.assign(document.createElement('canvas'), { width: columns, height: rows });
+        const { naturalWidth: width, naturalHeight: height } = image;
+        if (width < columns || height < rows) return done([]);
+        const canvas = Object.assign(document.createElement('canvas'), { width, height });
         const context = canvas.getContext('2d');
         context.drawImage(image, 0, 0);
-        const { data } = context.getImageData(0, 0, columns, rows);
-        done(Array.from({ length: rows * columns }, (_, patch) => data[4 * patch + 3] / 255));
+        const { data } = context.getImageData(0, 0, width, height);
+        done(Array.from({ length: rows * columns }, (_, patch) => {
+            const x = Math.floor(((patch % columns) + 0.5) * width / columns);
+            const y = Math.floor((Math.floor(patch / columns) + 0.5) * height / rows);
+            const pixel = 4 * (y * width + x);
+            return data[pixel] / 255 * data[pixel + 3] / 255;
+        }));
     };
     image.src = found[1];"#;
 

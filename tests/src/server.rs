@@ -1,14 +1,13 @@
-//! `lmm-scope serve` on a free port, with a database that is thrown away. It serves the committed demo, or what
-//! `LMM_SCOPE_ARTIFACTS` names.
+//! `lmm-scope serve` on a free port. It serves the committed demo, or what `LMM_SCOPE_ARTIFACTS` names.
 
 use crate::{free_port, http, root, target};
 use anyhow::{Context, bail, ensure};
 use std::{
     fs::{self, File},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 use tempfile::TempDir;
 
@@ -32,7 +31,7 @@ impl Server {
         let child = Command::new(&program)
             .arg("serve")
             .args(["--listen", &address.to_string()])
-            .args(["--database", &format!("sqlite://{}", folder.path().join("scope.db").display())])
+            .args(["--database", &format!("sqlite://{}", database(&program)?.display())])
             .arg("--site")
             .arg(target()?.join("site"))
             .current_dir(root())
@@ -77,6 +76,21 @@ impl Drop for Server {
         _ = self.child.kill();
         _ = self.child.wait();
     }
+}
+
+/// One database for every server of the same binary: each journey is its own process, and only the first one is to wait
+/// for the import. Artefacts that changed are imported again by the server itself.
+fn database(program: &Path) -> anyhow::Result<PathBuf> {
+    let built = program.metadata()?.modified()?.duration_since(UNIX_EPOCH)?.as_millis();
+    let (folder, name) = (target()?.join("journeys"), format!("scope-{built}.db"));
+    fs::create_dir_all(&folder)?;
+    for entry in fs::read_dir(&folder)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with(&name) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(folder.join(name))
 }
 
 /// The binary under test: `LMM_SCOPE_BIN`, or the one beside this test in the target folder.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum GpuRequest {
     /// Fetch the SAE and put it on the GPU (or into the CPU twin). `force_cpu` skips WebGPU.
-    Load { weights_url: String, config_url: String, force_cpu: bool },
+    Load { id: u32, weights_url: String, config_url: String, force_cpu: bool },
     /// Encode hidden states: one buffer, f16 little endian `[tokens, d_model]`.
     Encode { id: u32, tokens: u32 },
     /// Patch map of one feature from the last encode, upsampled: answers with one f32 buffer `[height, width]`.
@@ -31,12 +31,15 @@ pub enum ComputePath {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum GpuReply {
     Ready,
+    /// Of the load with this id.
     Progress {
+        id: u32,
         received: u64,
         total: u64,
     },
     /// The SAE is loaded. `adapter` is the GPU's name; `reason` says why the CPU twin runs, if it does.
     Loaded {
+        id: u32,
         path: ComputePath,
         adapter: String,
         reason: Option<String>,
@@ -57,8 +60,12 @@ pub enum GpuReply {
         size: [u32; 2],
         max: f32,
     },
+    /// A request failed; without an id it is the worker itself that stopped.
     Failed {
         id: Option<u32>,
         detail: String,
+        /// The device is gone, and the SAE with it: load it again.
+        #[serde(default)]
+        lost: bool,
     },
 }

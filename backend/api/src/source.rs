@@ -45,7 +45,7 @@ pub struct Source {
     pub tokens: u64,
     /// Latents that fired at least once.
     pub alive: u32,
-    /// Fraction of variance unexplained on held-out tokens.
+    /// Fraction of variance unexplained on the cache set's picture tokens.
     pub fvu: f32,
     /// Number of features with an explanation.
     pub explained: u32,

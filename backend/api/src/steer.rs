@@ -51,17 +51,18 @@ impl Positions {
 /// One steered feature.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SteerFeature {
     pub index: u32,
-    /// Clamp value, or the factor of the decoder row; ignored by `ABLATE`.
+    /// Clamp value (0 or more; 0 takes the feature out, as `ABLATE` does), or the factor of the decoder row; ignored
+    /// by `ABLATE`.
     pub strength: f32,
 }
 
 /// Body of the steer route.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct SteerRequest {
     pub features: Vec<SteerFeature>,
     pub steer_method: SteerMethod,
@@ -135,5 +136,10 @@ pub struct SteerResult {
     pub reconstructed: SteeredText,
     #[serde(rename = "STEERED")]
     pub steered: SteeredText,
+    /// What was asked for: the same features say something else with another method or at other positions.
+    #[serde(rename = "steerMethod", default)]
+    pub steer_method: SteerMethod,
+    #[serde(default)]
+    pub positions: Positions,
     pub provenance: Provenance,
 }

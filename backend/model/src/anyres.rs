@@ -55,8 +55,8 @@ pub fn select_best_resolution(size: [usize; 2], pinpoints: &[[usize; 2]]) -> Opt
 
 /// Rows and columns of a `current` patch grid that the picture of `original` size covers.
 ///
-/// The new side is `int(round(x, 7))`; the padding is `(current − new) // 2` on both sides, so that an odd row or
-/// column stays (pitfall 3 of `docs/architecture.md`).
+/// The new side is `int(round(x, 7))`; `(current − new) // 2` rows or columns go on both sides. Of an odd number of
+/// padding rows or columns one stays, at the bottom or on the right: the checkpoints were trained with it there.
 fn unpadded(current: [usize; 2], original: [usize; 2]) -> (Range<usize>, Range<usize>) {
     let [height, width] = current;
     let [original_h, original_w] = original.map(|side| side as f64);

@@ -2,30 +2,49 @@
 
 use crate::{Error, stem::StemConfig};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::Path;
 
-/// The language model (Hugging Face `LlamaConfig`).
+/// The language model (Hugging Face `LlamaConfig`). `transformers` leaves out what equals its defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TextConfig {
-    #[serde(default = "model_type_llama")]
     pub model_type: String,
     pub hidden_size: usize,
     pub intermediate_size: usize,
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
+    /// Absent in the file: as many as `num_attention_heads`.
     pub num_key_value_heads: usize,
-    #[serde(default = "rope_theta_default")]
     pub rope_theta: f64,
-    #[serde(default = "rms_norm_eps_default")]
     pub rms_norm_eps: f64,
     pub vocab_size: usize,
-    #[serde(default = "max_positions_default")]
     pub max_position_embeddings: usize,
     pub bos_token_id: Option<u32>,
     /// One id or several.
     pub eos_token_id: Option<OneOrMany>,
-    #[serde(default)]
     pub tie_word_embeddings: bool,
+}
+
+impl Default for TextConfig {
+    /// The defaults of `LlamaConfig`.
+    fn default() -> Self {
+        Self {
+            model_type: "llama".into(),
+            hidden_size: 4096,
+            intermediate_size: 11_008,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: 32,
+            rope_theta: 10_000.0,
+            rms_norm_eps: 1e-6,
+            vocab_size: 32_000,
+            max_position_embeddings: 2048,
+            bos_token_id: Some(1),
+            eos_token_id: Some(OneOrMany::One(2)),
+            tie_word_embeddings: false,
+        }
+    }
 }
 
 /// A JSON field that holds one number or a list.
@@ -47,8 +66,8 @@ impl OneOrMany {
 
 /// The vision tower (Hugging Face `CLIPVisionConfig`), with our optional convolutional stem.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct VisionConfig {
-    #[serde(default = "model_type_clip")]
     pub model_type: String,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -56,11 +75,27 @@ pub struct VisionConfig {
     pub num_attention_heads: usize,
     pub image_size: usize,
     pub patch_size: usize,
-    #[serde(default = "layer_norm_eps_default")]
     pub layer_norm_eps: f64,
     /// Absent: CLIP's own patch embedding with a class token, the form of the 8B model.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub stem: Option<StemConfig>,
+}
+
+impl Default for VisionConfig {
+    /// The defaults of `CLIPVisionConfig`.
+    fn default() -> Self {
+        Self {
+            model_type: "clip_vision_model".into(),
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            image_size: 224,
+            patch_size: 32,
+            layer_norm_eps: 1e-5,
+            stem: None,
+        }
+    }
 }
 
 impl VisionConfig {
@@ -91,26 +126,8 @@ pub struct LlavaNextConfig {
     pub vision_feature_select_strategy: String,
 }
 
-fn model_type_llama() -> String {
-    "llama".into()
-}
-fn model_type_clip() -> String {
-    "clip_vision_model".into()
-}
 fn model_type_llava() -> String {
     "llava_next".into()
-}
-fn rope_theta_default() -> f64 {
-    10_000.0
-}
-fn rms_norm_eps_default() -> f64 {
-    1e-5
-}
-fn max_positions_default() -> usize {
-    2048
-}
-fn layer_norm_eps_default() -> f64 {
-    1e-5
 }
 fn feature_layer_default() -> i32 {
     -2
@@ -119,18 +136,41 @@ fn select_strategy_default() -> String {
     "default".into()
 }
 
+/// Writes out what depends on other keys.
+fn fill_text_config(text: &mut serde_json::Map<String, Value>) {
+    if text.get("num_key_value_heads").is_none_or(Value::is_null) {
+        let default = || Value::from(TextConfig::default().num_attention_heads);
+        let heads = text.get("num_attention_heads").cloned().unwrap_or_else(default);
+        text.insert("num_key_value_heads".into(), heads);
+    }
+    // transformers 5 keeps the rotary settings in one object.
+    let theta = text.get("rope_parameters").and_then(|rope| rope.get("rope_theta")).cloned();
+    if let Some(theta) = theta {
+        text.entry("rope_theta").or_insert(theta);
+    }
+}
+
 impl LlavaNextConfig {
     /// Reads `config.json` in `dir` and checks that its sizes fit together.
     pub fn load(dir: &Path) -> Result<Self, Error> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
-        let config: Self = serde_json::from_str(&text).map_err(|error| Error::bad_file(&path, error))?;
-        config.check().map_err(|reason| Error::bad_file(&path, reason))?;
+        Self::from_json(&text).map_err(|reason| Error::bad_file(&path, reason))
+    }
+
+    fn from_json(text: &str) -> Result<Self, String> {
+        let mut json: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if let Some(text_config) = json.get_mut("text_config").and_then(Value::as_object_mut) {
+            fill_text_config(text_config);
+        }
+        let config = Self::deserialize(&json).map_err(|error| error.to_string())?;
+        config.check(&json["text_config"])?;
         Ok(config)
     }
 
-    /// The first contradiction between sizes, in words.
-    fn check(&self) -> Result<(), String> {
+    /// The first contradiction between sizes, or the first setting that would be computed wrongly, in words.
+    /// `text_json` is the language model's part of the file, with the keys that [`TextConfig`] does not have.
+    fn check(&self, text_json: &Value) -> Result<(), String> {
         let (text, vision) = (&self.text_config, &self.vision_config);
         let divides = |what: &str, whole: usize, part: usize| {
             if part == 0 || whole % part != 0 {
@@ -140,6 +180,17 @@ impl LlavaNextConfig {
             }
         };
         divides("text hidden_size by num_attention_heads", text.hidden_size, text.num_attention_heads)?;
+        let (head_dim, given) = (text.hidden_size / text.num_attention_heads, &text_json["head_dim"]);
+        if !given.is_null() && given.as_u64() != Some(head_dim as u64) {
+            return Err(format!("head_dim {given}: only hidden_size / num_attention_heads = {head_dim} is supported"));
+        }
+        let (scaling, rope_type) = (&text_json["rope_scaling"], &text_json["rope_parameters"]["rope_type"]);
+        if !scaling.is_null() {
+            return Err(format!("rope_scaling {scaling}: only plain rotary positions (null) are supported"));
+        }
+        if !rope_type.is_null() && rope_type.as_str() != Some("default") {
+            return Err(format!("rope_type {rope_type}: only plain rotary positions (\"default\") are supported"));
+        }
         divides("num_attention_heads by num_key_value_heads", text.num_attention_heads, text.num_key_value_heads)?;
         divides("vision hidden_size by num_attention_heads", vision.hidden_size, vision.num_attention_heads)?;
         divides("image_size by patch_size", vision.image_size, vision.patch_size)?;
@@ -150,6 +201,13 @@ impl LlavaNextConfig {
         let layers = i32::try_from(vision.num_hidden_layers).map_err(|error| error.to_string())?;
         if self.vision_feature_layer > layers || self.vision_feature_layer < -(layers + 1) {
             return Err(format!("vision_feature_layer {} of a tower of {layers} blocks", self.vision_feature_layer));
+        }
+        // The class token would count as a patch.
+        let strategy = &self.vision_feature_select_strategy;
+        if vision.stem.is_none() && strategy != "default" {
+            return Err(format!(
+                "vision_feature_select_strategy {strategy:?}: a tower with a class token needs \"default\""
+            ));
         }
         Ok(())
     }
@@ -163,5 +221,88 @@ impl LlavaNextConfig {
     /// Tokens after which generation stops.
     pub fn stop_tokens(&self) -> Vec<u32> {
         self.text_config.eos_token_id.as_ref().map(OneOrMany::to_vec).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // tests panic on purpose
+    use super::*;
+    use serde_json::json;
+
+    /// `config.json` of the 8B model as `transformers` writes it: without what equals its defaults.
+    fn published() -> Value {
+        json!({
+            "architectures": ["LlavaNextForConditionalGeneration"],
+            "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+            "image_token_index": 128_256,
+            "model_type": "llava_next",
+            "projector_hidden_act": "gelu",
+            "text_config": {
+                "bos_token_id": 128_000, "eos_token_id": 128_009, "intermediate_size": 14_336,
+                "max_position_embeddings": 8192, "model_type": "llama", "num_key_value_heads": 8,
+                "rms_norm_eps": 1e-5, "rope_scaling": null, "rope_theta": 500_000.0, "vocab_size": 128_320
+            },
+            "vision_config": {
+                "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "model_type": "clip_vision_model",
+                "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14
+            },
+            "vision_feature_layer": -2,
+            "vision_feature_select_strategy": "default"
+        })
+    }
+
+    fn read(json: &Value) -> Result<LlavaNextConfig, String> {
+        LlavaNextConfig::from_json(&json.to_string())
+    }
+
+    #[test]
+    fn what_transformers_leaves_out_has_its_defaults() {
+        let config = read(&published()).unwrap();
+        let text = &config.text_config;
+        assert_eq!((text.hidden_size, text.num_hidden_layers, text.num_attention_heads), (4096, 32, 32));
+        assert_eq!((text.num_key_value_heads, text.rope_theta, text.rms_norm_eps), (8, 500_000.0, 1e-5));
+        assert_eq!((config.feature_layer(), config.vision_config.layer_norm_eps), (23, 1e-5));
+        assert_eq!(config.stop_tokens(), [128_009]);
+
+        let mut plain = published();
+        plain["text_config"] = json!({ "hidden_size": 64, "num_attention_heads": 4 });
+        plain["vision_config"] = json!({ "image_size": 336, "patch_size": 14 });
+        let config = read(&plain).unwrap();
+        let expected =
+            TextConfig { hidden_size: 64, num_attention_heads: 4, num_key_value_heads: 4, ..TextConfig::default() };
+        assert_eq!(config.text_config, expected);
+        assert_eq!(config.text_config.rms_norm_eps, 1e-6);
+        let expected = VisionConfig { image_size: 336, patch_size: 14, ..VisionConfig::default() };
+        assert_eq!(config.vision_config, expected);
+
+        plain["text_config"] = json!({ "rope_parameters": { "rope_theta": 5e5, "rope_type": "default" } });
+        assert_eq!(read(&plain).unwrap().text_config.rope_theta, 5e5);
+    }
+
+    #[test]
+    fn what_would_be_computed_wrongly_is_refused_by_its_key() {
+        let text = |key: &str, value: Value| {
+            let mut json = published();
+            json["text_config"][key] = value;
+            read(&json)
+        };
+        assert!(text("head_dim", json!(128)).is_ok());
+        for (key, value) in [
+            ("head_dim", json!(256)),
+            ("rope_scaling", json!({ "rope_type": "llama3", "factor": 8.0 })),
+            ("rope_parameters", json!({ "rope_type": "yarn" })),
+            ("num_key_value_heads", json!(5)),
+        ] {
+            let named = if key == "rope_parameters" { "rope_type" } else { key };
+            let error = text(key, value).unwrap_err();
+            assert!(error.contains(named), "{key}: {error}");
+        }
+        let mut full = published();
+        full["vision_feature_select_strategy"] = "full".into();
+        assert!(read(&full).unwrap_err().contains("vision_feature_select_strategy"));
+        for broken in ["[]", "3", "{}", "{"] {
+            assert!(LlavaNextConfig::from_json(broken).is_err(), "{broken}");
+        }
     }
 }

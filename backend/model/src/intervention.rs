@@ -11,12 +11,24 @@ use std::sync::Arc;
 /// What happens to a latent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum EditOp {
-    /// The latent is set to the value, TopK is run again.
+    /// The latent is set to the value, TopK is run again. Zero or less is [`EditOp::Ablate`]: TopK keeps only what is
+    /// positive, and would let another latent take the place.
     Clamp(f32),
     /// This many times the decoder row is added to the reconstruction.
     Add(f32),
     /// The latent goes to zero; no other latent takes its place.
     Ablate,
+}
+
+impl EditOp {
+    /// True if the latent goes to zero.
+    fn removes(self) -> bool {
+        match self {
+            Self::Ablate => true,
+            Self::Clamp(value) => value <= 0.0,
+            Self::Add(_) => false,
+        }
+    }
 }
 
 /// One changed latent.
@@ -90,7 +102,7 @@ impl<B: Backend> Intervention<B> {
         }
     }
 
-    /// TopK of the activations with clamps before it and ablations after it.
+    /// TopK of the activations with clamps before it and removals after it.
     fn edited(&self, mut activations: Vec<f32>, selected: &[bool]) -> TopK {
         let (latents, k) = (self.sae.latents(), self.sae.config.k);
         let tokens = selected.len();
@@ -98,16 +110,17 @@ impl<B: Backend> Intervention<B> {
         for (token, row) in activations.chunks_exact_mut(latents).enumerate() {
             if selected[token] {
                 self.edits.iter().for_each(|edit| {
-                    if let EditOp::Clamp(value) = edit.op {
+                    if let EditOp::Clamp(value) = edit.op
+                        && !edit.op.removes()
+                    {
                         row[edit.feature] = value;
                     }
                 });
             }
-            let ablated = |index: u32| {
-                selected[token]
-                    && self.edits.iter().any(|edit| edit.op == EditOp::Ablate && edit.feature == index as usize)
+            let removed = |index: u32| {
+                selected[token] && self.edits.iter().any(|edit| edit.op.removes() && edit.feature == index as usize)
             };
-            let kept = top_k_of_row(row, k).into_iter().filter(|&(index, _)| !ablated(index));
+            let kept = top_k_of_row(row, k).into_iter().filter(|&(index, _)| !removed(index));
             for (slot, (index, act)) in kept.enumerate() {
                 z.indices[token * k + slot] = index;
                 z.acts[token * k + slot] = act;

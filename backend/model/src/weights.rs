@@ -66,25 +66,29 @@ fn canonical_key(key: &str) -> String {
     key.to_string()
 }
 
+/// `dir/model.safetensors`, or the shards of `dir/model.safetensors.index.json` in the order of their names.
+pub fn checkpoint_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let index = dir.join("model.safetensors.index.json");
+    if !index.exists() {
+        return Ok(vec![dir.join("model.safetensors")]);
+    }
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = std::fs::read_to_string(&index).map_err(|source| Error::io(&index, source))?;
+    let parsed: Index = serde_json::from_str(&text).map_err(|error| Error::bad_file(&index, error))?;
+    let names: BTreeSet<&String> = parsed.weight_map.values().collect();
+    if let Some(name) = names.iter().find(|name| name.contains('/') || name.contains("..")) {
+        return Err(Error::bad_file(&index, format!("shard name `{name}` leaves the folder")));
+    }
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}
+
 impl Checkpoint {
-    /// Opens `dir/model.safetensors` or the shards of `dir/model.safetensors.index.json`.
+    /// Opens the files of [`checkpoint_files`].
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let index = dir.join("model.safetensors.index.json");
-        if !index.exists() {
-            return Self::open_files(dir, &[dir.join("model.safetensors")]);
-        }
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
-        let text = std::fs::read_to_string(&index).map_err(|source| Error::io(&index, source))?;
-        let parsed: Index = serde_json::from_str(&text).map_err(|error| Error::bad_file(&index, error))?;
-        let names: BTreeSet<&String> = parsed.weight_map.values().collect();
-        if let Some(name) = names.iter().find(|name| name.contains('/') || name.contains("..")) {
-            return Err(Error::bad_file(&index, format!("shard name `{name}` leaves the folder")));
-        }
-        let files: Vec<PathBuf> = names.into_iter().map(|name| dir.join(name)).collect();
-        Self::open_files(dir, &files)
+        Self::open_files(dir, &checkpoint_files(dir)?)
     }
 
     /// Opens the named safetensors files as one checkpoint.

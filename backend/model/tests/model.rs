@@ -130,6 +130,45 @@ fn tiles_follow_the_base_picture_row_by_row() {
     // 64 × 32 goes into one row of two tiles: 4 rows of 8 patches, each closed by a newline.
     assert_eq!((count(SpanKind::Base), count(SpanKind::Tile), count(SpanKind::Newline)), (16, 32, 4));
     assert_eq!(lmm.embed(&prepared).dims()[1], prepared.input_ids.len());
+    rows_are_those_of_their_tiles(&lmm, picture(64, 32), [1, 2]);
+    // Four tiles of different content: swapped rows, columns or patches show.
+    let quarters = RgbImage::from_fn(64, 64, |x, y| {
+        let tile = (y / 32 * 2 + x / 32) as u8;
+        Rgb([tile * 60 + x as u8, 200 - tile * 50, (y * 3) as u8 ^ tile])
+    });
+    rows_are_those_of_their_tiles(&lmm, DynamicImage::ImageRgb8(quarters), [2, 2]);
+}
+
+/// Every picture token is the patch of its tile at its place, each row closed by the newline. `layout`: tiles
+/// downwards and across, all of whose patches survive.
+fn rows_are_those_of_their_tiles(lmm: &Lmm<B>, picture: DynamicImage, layout: [usize; 2]) {
+    const GRID: usize = 4;
+    let pixels = lmm.processor.process(&lmm.config, &picture);
+    let tiles = pixels.layout.clone().unwrap();
+    assert_eq!([tiles.rows, tiles.columns], layout);
+    let shape = [pixels.tiles, 3, pixels.side, pixels.side];
+    let tensor = || Tensor::<B, 4>::from_data(burn::tensor::TensorData::new(pixels.values.clone(), shape), &lmm.device);
+    let found = f32_from_tensor(lmm.net.image_tokens(tensor(), Some(&tiles)));
+    let patches = f32_from_tensor(lmm.net.patch_tokens(tensor()));
+    let newline = f32_from_tensor(lmm.net.image_newline.val());
+    let d = newline.len();
+    let patch = |tile: usize, row: usize, column: usize| {
+        let start = ((tile * GRID + row) * GRID + column) * d;
+        &patches[start..start + d]
+    };
+    let [rows, columns] = layout;
+    // Tile 0 is the base picture.
+    let mut expected: Vec<&[f32]> = (0..GRID * GRID).map(|i| patch(0, i / GRID, i % GRID)).collect();
+    for row in 0..rows * GRID {
+        for column in 0..columns * GRID {
+            let tile = 1 + row / GRID * columns + column / GRID;
+            expected.push(patch(tile, row % GRID, column % GRID));
+        }
+        expected.push(&newline);
+    }
+    close(&found, &expected.concat(), 1e-6);
+    assert_ne!(patch(1, 0, 0), patch(2, 0, 0), "tiles that look alike would hide a swap");
+    assert_ne!(patch(1, 0, 1), patch(1, 1, 0), "patches that look alike would hide a swap");
 }
 
 #[test]
@@ -248,6 +287,52 @@ fn the_reconstruction_is_decode_of_encode() {
     let without = f32_from_tensor(ablate.apply(x, &kinds));
     let expected: Vec<f32> = (0..32).map(|d| dense[d] - z.acts[0] * w[first as usize * 32 + d]).collect();
     close(&without[..32], &expected, 1e-4);
+}
+
+#[test]
+fn a_clamp_to_nothing_removes_the_latent_and_promotes_none() {
+    use model::intervention::PositionKind;
+    let tiny = tiny();
+    let x: Tensor<B, 2> = Tensor::random([5, 32], burn::tensor::Distribution::Normal(0.0, 1.0), &Default::default());
+    let strongest = tiny.sae.encode(x.clone()).indices[0] as usize;
+    let kinds = [PositionKind::Generated; 5];
+    let with = |edits| f32_from_tensor(intervention(&tiny, edits, Positions::All).apply(x.clone(), &kinds));
+    let ablated = with(vec![Edit { feature: strongest, op: EditOp::Ablate }]);
+    assert_ne!(ablated, with(Vec::new()));
+    for value in [0.0, -0.0, -5.0] {
+        let clamped = with(vec![Edit { feature: strongest, op: EditOp::Clamp(value) }]);
+        assert_eq!(clamped, ablated, "clamped to {value}");
+    }
+}
+
+#[test]
+fn a_cache_changes_nothing_while_an_intervention_is_on() {
+    use model::intervention::PositionKind;
+    let tiny = tiny();
+    let options = GenerateOptions { max_new_tokens: 8, ..GenerateOptions::default() };
+    let edits = vec![Edit { feature: 9, op: EditOp::Clamp(20.0) }, Edit { feature: 3, op: EditOp::Add(2.0) }];
+    let with = intervention(&tiny, edits, Positions::All);
+    let cached = said(&tiny, Some(&with), &options);
+    assert!(!cached.tokens.is_empty());
+
+    // Without a cache: the whole sequence again for every token.
+    let prepared = tiny.lmm.prepare(&question("What is this?", Some(picture(32, 32)))).unwrap();
+    let language = &tiny.lmm.net.language;
+    let mut sequence = tiny.lmm.embed(&prepared);
+    for token in &cached.tokens {
+        let kinds = vec![PositionKind::Generated; sequence.dims()[1]];
+        let hooked = language.blocks_forward(sequence.clone(), 0..with.layer + 1).squeeze_dim(0);
+        let changed = with.apply(hooked, &kinds).unsqueeze();
+        let hidden = language.blocks_forward(changed, with.layer + 1..language.depth());
+        let last = hidden.dims()[1] - 1;
+        let logits = f32_from_tensor(language.logits(hidden.narrow(1, last, 1)));
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let log_sum = logits.iter().map(|logit| (logit - max).exp()).sum::<f32>().ln() + max;
+        let logprob = logits[token.id as usize] - log_sum;
+        assert!((logprob - token.logprob).abs() < 1e-3, "{logprob} and {}", token.logprob);
+        assert!(max - logits[token.id as usize] < 1e-4, "token {} is not the likeliest", token.id);
+        sequence = Tensor::cat(vec![sequence, language.embed(tiny.lmm.ids(&[token.id]))], 1);
+    }
 }
 
 #[test]

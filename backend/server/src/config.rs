@@ -1,6 +1,13 @@
 //! Settings of `lmm-scope serve`: the doc comments are the manual.
 
-use std::{net::SocketAddr, path::PathBuf};
+use crate::weights::hex;
+use anyhow::Context;
+use sha2::{Digest, Sha256};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 /// Serve the page and the API.
 #[derive(Debug, Clone, clap::Args)]
@@ -9,7 +16,8 @@ pub struct ServeArgs {
     #[arg(long, env = "LMM_SCOPE_LISTEN")]
     pub listen: Option<SocketAddr>,
 
-    /// Database, e.g. sqlite:///var/lib/lmm-scope/scope.db. Without it, a file in your data folder.
+    /// Database, e.g. sqlite:///var/lib/lmm-scope/scope.db. Without it, a file in your data folder, one for each folder
+    /// of artifacts.
     #[arg(long, env = "LMM_SCOPE_DATABASE")]
     pub database: Option<String>,
 
@@ -34,14 +42,16 @@ impl ServeArgs {
     /// The database's address: the given one, or a file in the data folder of this user.
     ///
     /// # Errors
-    /// When there is no data folder.
+    /// When there is no data folder, or no folder of artifacts.
     pub fn database_url(&self) -> anyhow::Result<String> {
         if let Some(url) = &self.database {
             return Ok(url.clone());
         }
         let folder = dirs::data_dir()
             .ok_or_else(|| anyhow::anyhow!("this user has no data folder; name a file with --database sqlite://…"))?;
-        let file = folder.join("lmm-scope").join("scope.db");
+        let name = database_name(&self.artifacts)
+            .with_context(|| format!("cannot read the folder of artifacts {}", self.artifacts.display()))?;
+        let file = folder.join("lmm-scope").join(name);
         // The address is percent-decoded and cut at `?` when it is read.
         let file = file.to_string_lossy().replace('%', "%25").replace('?', "%3F");
         Ok(format!("sqlite://{file}"))
@@ -51,5 +61,32 @@ impl ServeArgs {
     pub fn site_folder(&self) -> PathBuf {
         let target = || std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
         self.site.clone().unwrap_or_else(|| target().join("site"))
+    }
+}
+
+/// `scope-{8 digits}.db`, by the folder's real path: every build numbers its pictures alike, so that two builds cannot
+/// share a database.
+fn database_name(artifacts: &Path) -> io::Result<String> {
+    let folder = artifacts.canonicalize()?;
+    let hash = Sha256::digest(folder.as_os_str().as_encoded_bytes());
+    Ok(format!("scope-{}.db", hex(&hash[..4])))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // tests panic on purpose
+    use super::*;
+
+    #[test]
+    fn every_folder_of_artifacts_has_a_database_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        std::fs::create_dir(&one).unwrap();
+        assert!(database_name(&two).is_err());
+        std::fs::create_dir(&two).unwrap();
+        let name = database_name(&one).unwrap();
+        assert!(name.len() == "scope-01234567.db".len() && name.ends_with(".db"), "{name}");
+        assert_ne!(name, database_name(&two).unwrap());
+        assert_eq!(name, database_name(&two.join("../one")).unwrap(), "however the folder is named");
     }
 }

@@ -3,9 +3,9 @@
 
 mod run;
 
+use crate::picture::HeldPicture;
 use api::{Provenance, SteerEvent, SteerRequest, TokenSpan};
 use frontend::api::SourceKey;
-use image::DynamicImage;
 use run::LoadedModel;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -35,9 +35,9 @@ pub enum EngineError {
 }
 
 /// Picture and prompt of an extract.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct ExtractInput {
-    pub image: Option<DynamicImage>,
+    pub image: Option<HeldPicture>,
     /// Goes through the chat template; empty: the picture alone.
     pub prompt: String,
 }
@@ -67,10 +67,10 @@ enum Job {
 }
 
 /// A steer request with its picture decoded.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct SteerInput {
     pub request: SteerRequest,
-    pub image: Option<DynamicImage>,
+    pub image: Option<HeldPicture>,
 }
 
 /// A handle to the engine; cloning shares the queue.

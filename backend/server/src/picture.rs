@@ -11,24 +11,53 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 pub const MAX_UPLOAD: usize = 10 << 20;
 /// Most pixels that are decoded.
 pub const MAX_PIXELS: u64 = 40_000_000;
+/// Longest side that is decoded: resizing one line of 40,000,000 pixels would take gigabytes.
+pub const MAX_SIDE: u32 = 16_384;
 /// Decoder memory: 40 megapixels of 16-bit RGBA, and room for the decoder itself.
 const MAX_DECODER_BYTES: u64 = 512 << 20;
 
-/// Pictures in memory at once; each may take a few hundred megabytes.
+/// Visitors' pictures in memory at once; each may take a few hundred megabytes.
 const SLOTS: usize = 4;
 static PICTURE_SLOTS: Semaphore = Semaphore::const_new(SLOTS);
 
-/// The right to hold a decoded picture.
+/// The right to hold a visitor's decoded picture.
 pub type Slot = SemaphorePermit<'static>;
 
-/// Decodes a visitor's picture off the request threads. Keep the slot as long as the picture lives.
+/// A decoded picture; a visitor's keeps its slot for as long as it lives.
+#[derive(Debug)]
+pub struct HeldPicture {
+    image: DynamicImage,
+    slot: Option<Slot>,
+}
+
+impl HeldPicture {
+    /// Keep the slot as long as the picture lives.
+    pub fn into_parts(self) -> (DynamicImage, Option<Slot>) {
+        (self.image, self.slot)
+    }
+}
+
+/// Decodes a visitor's picture off the request threads.
 ///
 /// # Errors
 /// "Busy" when all slots are taken; what is wrong with the picture.
-pub async fn decode_in_slot(bytes: Bytes) -> Result<(DynamicImage, Slot), AppError> {
+pub async fn decode_in_slot(bytes: Bytes) -> Result<HeldPicture, AppError> {
     let slot = PICTURE_SLOTS.try_acquire().map_err(|_| AppError::busy())?;
-    let decoded = tokio::task::spawn_blocking(move || decode_picture(&bytes)).await.map_err(AppError::internal)?;
-    Ok((decoded?, slot))
+    // The slot goes with the work: a decoder that has begun goes on when its client leaves.
+    decode_off_thread(bytes, Some(slot)).await
+}
+
+/// Decodes a picture of the store. It is small, so that the engine's queue is bound enough.
+///
+/// # Errors
+/// What is wrong with the picture.
+pub async fn decode_stored(bytes: Bytes) -> Result<HeldPicture, AppError> {
+    decode_off_thread(bytes, None).await
+}
+
+async fn decode_off_thread(bytes: Bytes, slot: Option<Slot>) -> Result<HeldPicture, AppError> {
+    let decode = move || decode_picture(&bytes).map(|image| HeldPicture { image, slot });
+    Ok(tokio::task::spawn_blocking(decode).await.map_err(AppError::internal)??)
 }
 
 /// Why a picture is refused.
@@ -38,14 +67,19 @@ pub enum PictureError {
     NotAnImage,
     #[error("The picture is damaged or cut off ({0}). Save it again and retry.")]
     Damaged(String),
-    #[error("The picture has {width}×{height} pixels; at most {} megapixels are taken. Send a smaller one.", MAX_PIXELS / 1_000_000)]
+    #[error(
+        "The picture has {width}×{height} pixels; at most {} megapixels and {} pixels on a side are taken. \
+         Send a smaller one.",
+        MAX_PIXELS / 1_000_000,
+        MAX_SIDE
+    )]
     TooLarge { width: u32, height: u32 },
 }
 
 /// Decodes a picture the way browsers show it (turned by its EXIF orientation). Blocking work.
 ///
 /// # Errors
-/// When it is not a picture, is damaged, or has too many pixels (known from its header alone).
+/// When it is not a picture, is damaged, or is too large (known from its header alone).
 pub fn decode_picture(bytes: &[u8]) -> Result<DynamicImage, PictureError> {
     let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
@@ -58,7 +92,7 @@ pub fn decode_picture(bytes: &[u8]) -> Result<DynamicImage, PictureError> {
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(picture_error)?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+    if width.max(height) > MAX_SIDE || u64::from(width) * u64::from(height) > MAX_PIXELS {
         return Err(PictureError::TooLarge { width, height });
     }
     let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
@@ -122,6 +156,31 @@ mod tests {
         let bomb = bomb_png(30_000, 30_000);
         let error = decode_picture(&bomb).unwrap_err();
         assert!(matches!(error, PictureError::TooLarge { width: 30_000, height: 30_000 }), "{error}");
+    }
+
+    #[test]
+    fn a_line_of_many_pixels_is_refused_by_its_header() {
+        for (width, height) in [(1, 40_000_000), (40_000_000, 1), (MAX_SIDE + 1, 1)] {
+            let error = decode_picture(&bomb_png(width, height)).unwrap_err();
+            assert!(matches!(error, PictureError::TooLarge { .. }), "{error}");
+            let message = error.to_string();
+            assert!(message.contains(&format!("{width}×{height}")) && message.contains("16384"), "{message}");
+        }
+        assert!(decode_picture(&png(1, MAX_SIDE)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_slot_is_taken_as_long_as_its_picture_lives() {
+        let own = || decode_in_slot(png(2, 2).into());
+        let mut held = Vec::new();
+        for _ in 0..SLOTS {
+            held.push(own().await.unwrap());
+        }
+        assert_eq!(own().await.unwrap_err().problem("").code, api::ErrorCode::EngineBusy);
+        assert!(decode_stored(png(2, 2).into()).await.is_ok(), "a stored picture needs no slot");
+        drop(held.pop());
+        assert!(decode_in_slot(Bytes::from_static(b"no picture")).await.is_err());
+        assert!(own().await.is_ok(), "a picture that is refused gives its slot back");
     }
 
     /// A PNG that claims a size, with hardly any data.

@@ -8,7 +8,7 @@ use anyhow::Context;
 use frontend::api::SourceKey;
 use std::{
     io::{self, Write},
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -29,7 +29,7 @@ const SHUTDOWN_SECS: u64 = 10;
 pub async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let (app, store) = app(args).await?;
     let listener = listen(args.listen).await?;
-    let url = format!("http://{}", listener.local_addr()?);
+    let url = url_to_open(listener.local_addr()?);
     // People look for this line; the log goes to stderr.
     writeln!(io::stdout(), "LMM Scope is ready: {url}")?;
     tracing::info!(url, "listening");
@@ -95,6 +95,14 @@ fn log_import(import: &Import) {
     }
 }
 
+/// The address for people: a browser cannot open "every address of this machine" (`0.0.0.0`, `::`).
+fn url_to_open(mut address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        address.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+    format!("http://{address}")
+}
+
 /// Listens on `address`, or on the first free port from the default one on.
 async fn listen(address: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
     if let Some(address) = address {
@@ -143,6 +151,18 @@ async fn shutdown_signal() {
 mod tests {
     #![allow(clippy::unwrap_used)] // tests panic on purpose
     use super::*;
+
+    #[test]
+    fn the_printed_address_can_be_opened() {
+        for (address, url) in [
+            ("0.0.0.0:8080", "http://127.0.0.1:8080"),
+            ("[::]:8081", "http://127.0.0.1:8081"),
+            ("192.168.1.5:80", "http://192.168.1.5:80"),
+            ("[::1]:8080", "http://[::1]:8080"),
+        ] {
+            assert_eq!(url_to_open(address.parse().unwrap()), url);
+        }
+    }
 
     #[tokio::test]
     async fn a_taken_default_port_moves_on_and_a_named_one_does_not() {

@@ -130,16 +130,26 @@ pub(crate) fn is_current(headers: &HeaderMap, sha256: &str) -> bool {
 /// # Errors
 /// When it cannot be read.
 pub fn sha256_of_file(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
     let mut hash = Sha256::new();
+    hash_file(path, &mut hash)?;
+    Ok(hex(&hash.finalize()))
+}
+
+/// Adds a file to `hash`, piece by piece.
+pub(crate) fn hash_file(path: &Path, hash: &mut Sha256) -> io::Result<()> {
+    let mut file = File::open(path)?;
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer)? {
-            0 => break,
+            0 => return Ok(()),
             read => hash.update(&buffer[..read]),
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

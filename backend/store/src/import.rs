@@ -283,7 +283,11 @@ impl Importer<'_> {
         .fetch_optional(&mut *self.connection)
         .await?;
         if other.is_some_and(|other| other != etag) {
-            let reason = format!("another source has a different picture with the id {}", picture.id);
+            let reason = format!(
+                "another source in this database has a different picture with the id {}; \
+                 give these files a database of their own with --database sqlite://…",
+                picture.id
+            );
             return Err(self.broken(names::PICTURES, reason));
         }
         let key: i64 = sqlx::query_scalar(

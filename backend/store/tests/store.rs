@@ -73,6 +73,7 @@ async fn sources_share_pictures_but_not_different_ones() {
     other.write(folder.path()).unwrap();
     let error = store.import_artifacts(folder.path()).await.unwrap_err().to_string();
     assert!(error.contains("pictures.parquet") && error.contains("sample-0") | error.contains("scene-0"), "{error}");
+    assert!(error.contains("--database"), "{error}");
     assert_eq!(store.picture_webp("scene-0").await.unwrap().unwrap().webp, b"webp");
 }
 

@@ -1,6 +1,7 @@
 //! Controls whose state is an address: they work as plain links and forms, and without a reload when scripts run.
 
-use leptos::prelude::*;
+use crate::browser;
+use leptos::{html, prelude::*};
 
 /// One choice of a switch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,16 +78,32 @@ impl View {
     }
 }
 
-/// The search field: a plain GET form to the source page, and live where `on_input` is given.
+/// The search field: a plain GET form to the source page, and live where `on_input` and `on_submit` are given.
 #[component]
 pub fn SearchField(
     #[prop(into)] action: Signal<String>,
     #[prop(into)] value: Signal<String>,
     #[prop(optional, into)] on_input: Option<Callback<String>>,
-    #[prop(default = "Search the labels, or a feature's number")] placeholder: &'static str,
+    #[prop(optional, into)] on_submit: Option<Callback<String>>,
+    #[prop(default = "Search labels, or a number")] placeholder: &'static str,
+    /// Hidden fields: what else the form asks for when there are no scripts.
+    #[prop(optional)]
+    children: Option<Children>,
 ) -> impl IntoView {
+    let field = NodeRef::<html::Input>::new();
+    let submit = move |event: web_sys::SubmitEvent| {
+        if let (Some(on_submit), Some(field)) = (on_submit, field.get_untracked()) {
+            event.prevent_default();
+            on_submit.run(field.value());
+        }
+    };
+    // While somebody types, the field is ahead of the address: it is left alone.
+    let shown = move || {
+        let value = value.get();
+        field.get_untracked().filter(|field| browser::has_focus(field)).map_or(value, |field| field.value())
+    };
     view! {
-        <form class="search" role="search" method="get" action=move || action.get()>
+        <form class="search" role="search" method="get" action=move || action.get() on:submit=submit>
             <svg viewBox="0 0 16 16" aria-hidden="true">
                 <circle cx="7" cy="7" r="4.5"></circle>
                 <path d="M10.5 10.5 14 14"></path>
@@ -100,7 +117,8 @@ pub fn SearchField(
                 autocomplete="off"
                 spellcheck="false"
                 value=value.get_untracked()
-                prop:value=move || value.get()
+                node_ref=field
+                prop:value=shown
                 on:input=move |event| {
                     if let Some(on_input) = on_input {
                         on_input.run(event_target_value(&event));
@@ -108,6 +126,7 @@ pub fn SearchField(
                 }
             />
             <kbd aria-hidden="true">"/"</kbd>
+            {children.map(|children| children())}
         </form>
     }
 }

@@ -35,6 +35,8 @@ pub fn ColourBar(max: f32, #[prop(into)] marked: Signal<Option<f32>>) -> impl In
 #[component]
 pub fn Examples(
     key: SourceKey,
+    /// The feature.
+    index: u32,
     activations: Vec<Activation>,
     /// Largest activation of the feature: full light on the common scale.
     max: f32,
@@ -44,7 +46,7 @@ pub fn Examples(
     let comparing = move || marked.get().is_some();
     let figures = activations
         .into_iter()
-        .map(|activation| view! { <Example key=key.clone() activation max marked /> })
+        .map(|activation| view! { <Example key=key.clone() index activation max marked /> })
         .collect_view();
     view! {
         <div class="examples" class:comparing=comparing>
@@ -55,7 +57,13 @@ pub fn Examples(
 }
 
 #[component]
-fn Example(key: SourceKey, activation: Activation, max: f32, marked: RwSignal<Option<f32>>) -> impl IntoView {
+fn Example(
+    key: SourceKey,
+    index: u32,
+    activation: Activation,
+    max: f32,
+    marked: RwSignal<Option<f32>>,
+) -> impl IntoView {
     let area = NodeRef::<html::Div>::new();
     let here = RwSignal::new(None::<u32>);
     let grid = activation.image.grid;
@@ -96,7 +104,7 @@ fn Example(key: SourceKey, activation: Activation, max: f32, marked: RwSignal<Op
     let numbers = format!("max {} · mean {}", sig3(activation.max_value), sig3(activation.mean_value));
     let bin = (activation.bin_max > activation.bin_min)
         .then(|| format!("{}–{}", sig3(activation.bin_min), sig3(activation.bin_max)));
-    let analyze = analyze_path(&key, &activation.image.picture.id);
+    let analyze = analyze_path(&key, &activation.image.picture.id, Some(index));
     let share = brightness(if max > 0.0 { activation.max_value / max } else { 0.0 });
     view! {
         <figure class="example" style=format!("--aspect:{aspect:.3};--share:{share:.3}") title=credit>
@@ -111,8 +119,8 @@ fn Example(key: SourceKey, activation: Activation, max: f32, marked: RwSignal<Op
                 <i class="chip"></i>
                 <span class="mono">{numbers}</span>
                 {bin.map(|bin| view! { <span class="mono faint">{bin}</span> })}
-                <a class="quiet" href=analyze>
-                    "analyze"
+                <a class="quiet" href=analyze title="Analyze this picture" aria-label="Analyze this picture">
+                    "→"
                 </a>
             </figcaption>
         </figure>

@@ -6,7 +6,7 @@ use crate::{
     format::{name_or_index, sig3},
     links::feature_path,
 };
-use api::FeatureSummary;
+use api::{Category, FeatureSummary};
 use leptos::prelude::*;
 
 /// A card: the best picture, lit; label; number, category, score.
@@ -32,11 +32,16 @@ pub fn FeatureCard(feature: FeatureSummary) -> impl IntoView {
             </span>
             <span class="card-meta">
                 <span class="mono">"#"{feature.index}</span>
-                <span class="category">{feature.category.as_str()}</span>
+                <span class="category">{category_name(feature.category)}</span>
                 {feature.score.map(|score| view! { <ScoreMark score /> })}
             </span>
         </a>
     }
+}
+
+/// The category's word, where there is one.
+pub fn category_name(category: Category) -> Option<&'static str> {
+    (category != Category::Unknown).then(|| category.as_str())
 }
 
 /// A line: thumbnail, label, one number.

@@ -2,7 +2,7 @@
 
 use crate::{
     api::SourceKey,
-    components::LitPicture,
+    components::{LitPicture, category_name},
     format::{name_or_index, sig3},
     heat::brightness,
     links::feature_path,
@@ -24,6 +24,9 @@ pub fn FeatureRow(
     /// The feature that lights the picture now.
     #[prop(into)]
     lit: Signal<Option<u32>>,
+    /// The feature that stays lit without the pointer.
+    #[prop(into)]
+    pinned: Signal<Option<u32>>,
     #[prop(into)] on_light: Callback<Option<u32>>,
     #[prop(into)] on_pin: Callback<u32>,
     #[prop(optional)] testid: &'static str,
@@ -33,7 +36,7 @@ pub fn FeatureRow(
     let name =
         move || summary.with(|summary| name_or_index(summary.as_ref().and_then(|found| found.label.as_deref()), index));
     let unlabelled = move || summary.with(|summary| summary.as_ref().is_none_or(|found| found.label.is_none()));
-    let category = move || summary.with(|summary| summary.as_ref().map(|found| found.category.as_str()));
+    let category = move || summary.with(|summary| summary.as_ref().and_then(|found| category_name(found.category)));
     let thumbnail = move || {
         summary
             .with(|summary| summary.as_ref().and_then(|found| found.thumbnail.clone()))
@@ -55,7 +58,7 @@ pub fn FeatureRow(
                 class="row-chip"
                 title="Keep this feature lit"
                 aria-label=move || format!("Keep {} lit", name())
-                aria-pressed=move || (lit.get() == Some(index)).to_string()
+                aria-pressed=move || (pinned.get() == Some(index)).to_string()
                 on:click=move |_| on_pin.run(index)
             ></button>
             <a class="row-label" class:faint=unlabelled href=feature_path(&key, index) data-testid="feature-label">

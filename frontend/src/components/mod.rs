@@ -14,7 +14,7 @@ mod tokens;
 pub use chrome::{Footer, Header, Help};
 pub use controls::{Choice, Pager, SearchField, Switch, View};
 pub use examples::{ColourBar, Examples};
-pub use feature_card::{FeatureCard, MiniFeature};
+pub use feature_card::{FeatureCard, MiniFeature, category_name};
 pub use feature_row::FeatureRow;
 pub use lit_picture::LitPicture;
 pub use load::{Load, ProblemView, Skeleton};

@@ -16,7 +16,9 @@ pub fn PatchPicture(
     /// Width and height in pixels, where known; keeps the page from jumping.
     #[prop(into)]
     size: Signal<Option<(u32, u32)>>,
-    #[prop(into)] grid: Signal<[u32; 2]>,
+    /// Rows and columns of patches; zero before they are known: no patch answers.
+    #[prop(into)]
+    grid: Signal<[u32; 2]>,
     /// The lit feature on every patch; empty: the picture as it is.
     #[prop(into)]
     values: Signal<Vec<f32>>,
@@ -31,7 +33,9 @@ pub fn PatchPicture(
     /// Patches that stay chosen.
     #[prop(into)]
     picked: Signal<Vec<u32>>,
-    #[prop(into)] on_pick: Callback<u32>,
+    /// Without it patches answer but cannot be picked.
+    #[prop(optional, into)]
+    on_pick: Option<Callback<u32>>,
     /// A finer mask of the same values, once there is one (a style, like [`heat::mask_style`]'s).
     #[prop(optional, into)]
     smooth: Signal<Option<String>>,
@@ -44,12 +48,32 @@ pub fn PatchPicture(
         let label = label.get();
         if lit() { format!("{label}: {}", heat::summary(grid.get(), &values.get())) } else { label }
     };
-    let follow = move |event: PointerEvent| {
-        let Some(element) = area.get() else { return };
+    let patch_under = move |event: &PointerEvent| {
+        let grid = grid.get_untracked();
+        let element = area.get_untracked()?;
         let (x, y) = share_in(&element, f64::from(event.client_x()), f64::from(event.client_y()));
-        let patch = patch_at(grid.get_untracked(), x, y);
+        patch_at(grid, x, y).filter(|patch| *patch < grid[0] * grid[1])
+    };
+    let point_at = move |patch: Option<u32>| {
         if hovered.get_untracked() != patch {
             hovered.set(patch);
+        }
+    };
+    // A finger leaves as soon as it is lifted: what it touched stays, until it is touched again.
+    let is_finger = |event: &PointerEvent| event.pointer_type() == "touch";
+    let follow = move |event: PointerEvent| {
+        if !is_finger(&event) {
+            point_at(patch_under(&event));
+        }
+    };
+    let press = move |event: PointerEvent| {
+        let patch = patch_under(&event);
+        let again = is_finger(&event) && hovered.get_untracked() == patch;
+        point_at(patch.filter(|_| !again));
+    };
+    let leave = move |event: PointerEvent| {
+        if !is_finger(&event) {
+            hovered.set(None);
         }
     };
     let cells = move || {
@@ -69,8 +93,9 @@ pub fn PatchPicture(
             aria-label=summary
             data-testid="heat-map"
             on:pointermove=follow
-            on:pointerdown=follow
-            on:pointerleave=move |_| hovered.set(None)
+            on:pointerdown=press
+            on:pointerleave=leave
+            on:pointercancel=move |_| hovered.set(None)
             on:focusout=move |_| hovered.set(None)
             on:keydown=move |event| move_focus(&event, grid.get_untracked())
         >
@@ -95,7 +120,7 @@ fn Patch(
     #[prop(into)] grid: Signal<[u32; 2]>,
     hovered: RwSignal<Option<u32>>,
     picked: Signal<Vec<u32>>,
-    on_pick: Callback<u32>,
+    on_pick: Option<Callback<u32>>,
 ) -> impl IntoView {
     let columns = grid.get_untracked()[1].max(1);
     let name = format!("patch row {}, column {}", patch / columns + 1, patch % columns + 1);
@@ -109,9 +134,13 @@ fn Patch(
             data-patch=patch
             tabindex=if patch == 0 { "0" } else { "-1" }
             aria-label=name
-            aria-pressed=move || is_picked().to_string()
+            aria-pressed=move || on_pick.map(|_| is_picked().to_string())
             on:focus=move |_| hovered.set(Some(patch))
-            on:click=move |_| on_pick.run(patch)
+            on:click=move |_| {
+                if let Some(on_pick) = on_pick {
+                    on_pick.run(patch);
+                }
+            }
         ></button>
     }
 }

@@ -31,7 +31,11 @@ pub fn ScoreAxis(scores: Vec<Score>) -> impl IntoView {
             let style = format!("--v:{:.1}%;--b:{:.1}%", on_axis(score.value, end), on_axis(score.baseline, end));
             let text = format!("{name} {}, random pictures {}", sig3(score.value), sig3(score.baseline));
             view! {
-                <div class="axis-row" title=format!("{meaning}; computed by {}", score.explanation_score_model_name)>
+                <div
+                    class="axis-row"
+                    tabindex="0"
+                    data-about=format!("{meaning}; computed by {}", score.explanation_score_model_name)
+                >
                     <span class="axis-name">{name}</span>
                     <span class="axis" style=style role="img" aria-label=text>
                         <i class="axis-span"></i>
@@ -84,11 +88,11 @@ pub fn ScoreMark(score: Score) -> impl IntoView {
     }
 }
 
-/// One number with its name; the explanation is one hover away.
+/// One number with its name; the explanation is one hover, tap or press of Tab away.
 #[component]
 pub fn Stat(name: &'static str, #[prop(into)] value: String, about: &'static str) -> impl IntoView {
     view! {
-        <div class="stat" title=about>
+        <div class="stat" tabindex="0" data-about=about>
             <dt>{name}</dt>
             <dd class="mono">{value}</dd>
         </div>

@@ -9,6 +9,14 @@ use leptos::prelude::*;
 
 /// Above this share of light a token's letters turn dark, to keep their contrast.
 const HOT: f32 = 0.5;
+/// Shares of light on which, in the dark theme, neither light nor dark letters have a contrast of 4.5.
+const UNREADABLE: [f32; 2] = [0.45, 0.68];
+
+/// The share of light that is drawn: in the same order as the real ones, but none that letters cannot stand on.
+fn drawn(share: f32) -> f32 {
+    let [below, above] = UNREADABLE;
+    if share > HOT { above + (share - HOT) / (1.0 - HOT) * (1.0 - above) } else { share / HOT * below }
+}
 
 /// One text example with its tokens coloured.
 #[component]
@@ -23,7 +31,12 @@ pub fn TextExample(text: TextActivation, common: f32) -> impl IntoView {
             let share = if scale > 0.0 { brightness(value / scale) } else { 0.0 };
             let title = (*value > 0.0).then(|| sig3(*value));
             view! {
-                <span class="token" class:token-hot={share > HOT} style=format!("--share:{share:.2}") title=title>
+                <span
+                    class="token"
+                    class:token-hot={share > HOT}
+                    style=format!("--share:{:.2}", drawn(share))
+                    title=title
+                >
                     {visible_token(token)}
                 </span>
             }
@@ -62,7 +75,7 @@ pub fn TokenStrip(
                     class="token"
                     class:token-hot=move || { share() > HOT }
                     class:token-picked=move || picked.get() == Some(position)
-                    style=move || format!("--share:{:.2}", share())
+                    style=move || format!("--share:{:.2}", drawn(share()))
                     data-testid="token"
                     aria-pressed=move || (picked.get() == Some(position)).to_string()
                     on:click=move |_| on_pick.run(position)
@@ -76,5 +89,18 @@ pub fn TokenStrip(
         <div class="token-strip" role="group" aria-label="Tokens of the prompt">
             {tokens}
         </div>
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_never_stand_on_light_that_hides_them() {
+        let shares = (0..=100).map(|percent| drawn(percent as f32 / 100.0)).collect::<Vec<_>>();
+        assert_eq!((shares[0], shares[100]), (0.0, 1.0));
+        assert!(shares.is_sorted());
+        assert!(shares.iter().all(|share| *share <= UNREADABLE[0] || *share >= UNREADABLE[1]));
     }
 }

@@ -71,7 +71,7 @@ fn about_error(code: ErrorCode) -> (&'static str, &'static str) {
             ("400", "The request cannot be understood. The detail names the field and what was expected.")
         }
         ErrorCode::NotAnImage => {
-            ("415", "The uploaded file is not a picture that can be read. Send PNG, JPEG, WebP, GIF or BMP.")
+            ("422", "The uploaded file is not a picture that can be read. Send PNG, JPEG, WebP, GIF or BMP.")
         }
         ErrorCode::ImageTooLarge => (
             "413",
@@ -100,7 +100,7 @@ const ERRORS: [ErrorCode; 8] = [
 /// The command that tries an endpoint on the demo source.
 fn example(method: &str, path: &str, rest: &str) -> String {
     let path = path.replace("{model}", "pocket").replace("{source}", "3-res-3k").replace("{index}", "17");
-    let path = path.replace("{id}", "sample-1").replace("{file}", "cfg.json");
+    let path = path.replace("{id}", "sample-01").replace("{file}", "cfg.json");
     match method {
         "POST" => format!("curl -N $HOST/api/v1{path} {rest}"),
         _ if rest.is_empty() => format!("curl $HOST/api/v1{path}"),
@@ -152,6 +152,8 @@ pub fn DocsPage() -> impl IntoView {
                 <a href="/api/v1/openapi.json" rel="external">"openapi.json"</a>"."
             </p>
             <h2>"Endpoints"</h2>
+            <p>"The examples ask the server at this address:"</p>
+            <pre tabindex="0">"HOST=http://127.0.0.1:8080"</pre>
             {endpoints}
             <h2>"Errors"</h2>
             <p>

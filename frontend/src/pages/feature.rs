@@ -5,7 +5,7 @@ use crate::{
     browser,
     components::{
         Choice, ColourBar, Examples, HistogramPlot, Load, MiniFeature, ProvenanceNote, ScoreAxis, Skeleton, Stat,
-        Switch, TextExample, View, WordBars,
+        Switch, TextExample, View, WordBars, category_name,
     },
     format::{name_or_index, percent, sig3},
     links::{analyze_path, api_path, feature_path, kind_from_params, query_string, source_path, steer_path},
@@ -66,7 +66,7 @@ pub fn FeaturePage() -> impl IntoView {
         let max = feature.max_act_approx;
         let dead = feature.dead;
         let examples = move |activations: Activations| {
-            view! { <ExamplePanel key=key.get_untracked() activations max dead marked /> }
+            view! { <ExamplePanel key=key.get_untracked() index=number.get_untracked() activations max dead marked /> }
         };
         view! {
             <div class="feature" data-view=move || view.get().as_str()>
@@ -182,7 +182,7 @@ fn FeatureHead(feature: Feature) -> impl IntoView {
 fn Said(said: Explanation) -> impl IntoView {
     view! {
         <p class="said">
-            <span class="category">{said.category.as_str()}</span>
+            <span class="category">{category_name(said.category)}</span>
             <span>
                 "said by " <span class="mono">{said.explanation_model_name}</span>
                 {(!said.created_at.is_empty()).then(|| format!(", {}", said.created_at))}
@@ -281,15 +281,15 @@ fn Actions(key: SourceKey, index: u32, dead: bool) -> impl IntoView {
     let steer = (!dead).then(|| {
         view! {
             <a class="button button-steer" href=steer_path(&key, &format!("{index}:{STRENGTH}"))>
-                "Steer with it"
+                "Steer"
             </a>
         }
     });
     view! {
         <div class="actions">
             {steer}
-            <a class="button" href=analyze_path(&key, "")>
-                "Test a picture"
+            <a class="button" href=analyze_path(&key, "", Some(index))>
+                "Test it"
             </a>
             <button class="button needs-script" on:click=copy>
                 {move || if copied.get() { "Copied" } else { "Copy link" }}
@@ -303,11 +303,11 @@ fn Actions(key: SourceKey, index: u32, dead: bool) -> impl IntoView {
 
 fn kind_about(kind: ActivationKind) -> (&'static str, &'static str) {
     match kind {
-        ActivationKind::Mean => ("top by mean", "highest mean over the picture"),
-        ActivationKind::Max => ("top by max", "highest single patch"),
+        ActivationKind::Mean => ("top mean", "highest mean over the picture"),
+        ActivationKind::Max => ("top max", "highest single patch"),
         ActivationKind::Quantile => ("quantiles", "spread from strong to weak, so that the label can be doubted"),
         ActivationKind::Random => ("random", "drawn from all pictures where it fires"),
-        ActivationKind::Heldout => ("held-out style", "pictures in a style the model was never trained on"),
+        ActivationKind::Heldout => ("held-out", "pictures in a style the model was never trained on"),
     }
 }
 
@@ -354,6 +354,7 @@ fn ExampleBar(
 #[component]
 fn ExamplePanel(
     key: SourceKey,
+    index: u32,
     activations: Activations,
     max: f32,
     dead: bool,
@@ -374,7 +375,7 @@ fn ExamplePanel(
         }
     });
     view! {
-        <Examples key activations=activations.activations max marked />
+        <Examples key index activations=activations.activations max marked />
         {empty}
         <p class="faint caption">{note}</p>
         {texts}

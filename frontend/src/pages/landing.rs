@@ -107,7 +107,7 @@ fn LandingBody(landing: Landing) -> impl IntoView {
         .collect_view();
     let browse = action.clone();
     let steer = steer_path(&key, "");
-    let analyze = analyze_path(&key, "");
+    let analyze = analyze_path(&key, "", None);
     view! {
         {shown.map(|shown| view! { <LivePicture key=key.clone() shown samples=samples.into_any() /> })}
         <section class="landing-search">
@@ -187,6 +187,7 @@ fn LivePicture(key: SourceKey, shown: PictureActivations, samples: AnyView) -> i
                         scale=top
                         summary=Signal::stored(summary)
                         lit=lit
+                        pinned=pinned
                         on_light=move |feature| pointed.set(feature)
                         on_pin=move |feature| {
                             pinned.update(|pinned| *pinned = if *pinned == Some(feature) { None } else { Some(feature) });
@@ -215,7 +216,6 @@ fn LivePicture(key: SourceKey, shown: PictureActivations, samples: AnyView) -> i
                     label=label
                     hovered
                     picked=Signal::stored(Vec::new())
-                    on_pick=move |_| {}
                 />
                 <div class="samples">{samples}</div>
                 <p class="caption faint">{picture.caption}{credit.map(|credit| format!(" · {credit}"))}</p>

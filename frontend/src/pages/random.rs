@@ -9,7 +9,7 @@ use crate::{
 use api::{ErrorCode, FeatureSummary};
 use leptos::prelude::*;
 use leptos_meta::{Meta, Title};
-use leptos_router::components::Redirect;
+use leptos_router::{NavigateOptions, components::Redirect};
 
 #[component]
 pub fn RandomPage() -> impl IntoView {
@@ -32,7 +32,9 @@ pub fn RandomPage() -> impl IntoView {
     );
     let go = |feature: FeatureSummary| {
         let path = feature_path(&(&feature).into(), feature.index);
-        view! { <Redirect path /> }
+        // Going back must not lead here again, and on to another feature.
+        let options = NavigateOptions { replace: true, ..NavigateOptions::default() };
+        view! { <Redirect path options /> }
     };
     view! {
         <Title text="A random feature" />

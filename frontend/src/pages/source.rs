@@ -4,7 +4,7 @@ use crate::{
     api::{SourceKey, client},
     components::{FeatureCard, Load, Pager, ProvenanceNote, SearchField, Skeleton, Stat},
     format::{count, percent, sig3},
-    links::{PER_PAGE, feature_query_from_params, feature_query_string, source_path},
+    links::{PER_PAGE, feature_query_from_params, feature_query_pairs, feature_query_string, source_path},
     pages::use_source_key,
 };
 use api::{Category, FeatureList, FeatureQuery, FeatureSort, Source};
@@ -72,9 +72,9 @@ fn SourceHead(source: Source) -> impl IntoView {
         <Stat name="active per token" value=source.k.to_string() about="k: latents that may fire on one token" />
         <Stat name="d_model" value=source.d_model.to_string() about="width of the hidden states that are encoded" />
         <Stat
-            name="unexplained"
+            name="variance missed"
             value=percent(source.fvu)
-            about="fraction of the hidden states' variance that the autoencoder misses (FVU, held-out tokens)"
+            about="share of the hidden states' variance that the autoencoder cannot give back: fraction of variance unexplained (FVU), on held-out tokens"
         />
         <Stat name="pictures" value=count(source.pictures) about="pictures all statistics were counted on" />
         <Stat name="tokens" value=count(source.tokens) about="picture tokens all statistics were counted on" />
@@ -99,19 +99,31 @@ fn SourceHead(source: Source) -> impl IntoView {
 fn Filters(key: Memo<SourceKey>, query: Memo<FeatureQuery>, go: Callback<FeatureQuery>) -> impl IntoView {
     let action = Signal::derive(move || source_path(&key.get()));
     let timer = StoredValue::new(None::<TimeoutHandle>);
-    let on_input = Callback::new(move |q: String| {
-        if let Some(timer) = timer.get_value() {
-            timer.clear();
-        }
-        let search = move || go.run(FeatureQuery { q: q.trim().to_owned(), page: 0, ..query.get_untracked() });
-        timer.set_value(set_timeout_with_handle(search, TYPING).ok());
-    });
-    on_cleanup(move || {
-        // An address that comes late must not lead back here.
+    let stop = move || {
         if let Some(timer) = timer.try_get_value().flatten() {
             timer.clear();
         }
+    };
+    let search = move |q: String| {
+        go.run(FeatureQuery { q: q.trim().to_owned(), page: 0, ..query.get_untracked() });
+    };
+    let on_input = Callback::new(move |q: String| {
+        stop();
+        timer.set_value(set_timeout_with_handle(move || search(q), TYPING).ok());
     });
+    let on_submit = Callback::new(move |q: String| {
+        stop();
+        search(q);
+    });
+    // An address that comes late must not lead back here.
+    on_cleanup(stop);
+    let others = move || {
+        feature_query_pairs(&query.get())
+            .into_iter()
+            .filter(|(name, value)| !matches!(*name, "q" | "page") && !value.is_empty())
+            .map(|(name, value)| view! { <input r#type="hidden" name=name value=value /> })
+            .collect_view()
+    };
     let change = move |edit: fn(&mut FeatureQuery, &str)| {
         move |event: web_sys::Event| {
             let mut next = FeatureQuery { page: 0, ..query.get_untracked() };
@@ -126,7 +138,9 @@ fn Filters(key: Memo<SourceKey>, query: Memo<FeatureQuery>, go: Callback<Feature
     let lives = vec![("false", "alive"), ("true", "dead")];
     view! {
         <div class="filters">
-            <SearchField action value=Signal::derive(move || query.get().q) on_input />
+            <SearchField action value=Signal::derive(move || query.get().q) on_input on_submit>
+                {others}
+            </SearchField>
             <form class="filter-form" method="get" action=move || action.get()>
                 <input r#type="hidden" name="q" value=move || query.get().q />
                 <Picker

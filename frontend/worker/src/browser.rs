@@ -49,7 +49,7 @@ fn report_panics(scope: DedicatedWorkerGlobalScope) {
     std::panic::set_hook(Box::new(move |info| {
         console_error_panic_hook::hook(info);
         let detail = format!("the GPU worker stopped ({info}). Reload the page to start it again");
-        BrowserHost { scope: scope.clone() }.post(&GpuReply::Failed { id: None, detail });
+        BrowserHost { scope: scope.clone() }.post(&GpuReply::Failed { id: None, detail, lost: false });
     }));
 }
 

@@ -40,6 +40,11 @@ impl GpuEngine {
     pub fn adapter(&self) -> &str {
         self.gpu.adapter()
     }
+
+    /// Gives the device up. (Tests of what happens then.)
+    pub fn lose(&self) {
+        self.gpu.lose();
+    }
 }
 
 /// Where an SAE's weights go while they arrive.

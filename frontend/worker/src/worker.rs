@@ -62,23 +62,32 @@ impl<H: Host> Worker<H> {
             Err(error) => return failed(None, &Error::Message(error.to_string())),
         };
         match request {
-            GpuRequest::Load { weights_url, config_url, force_cpu } => {
-                let loaded = self.load(&weights_url, &config_url, force_cpu).await;
-                loaded.map_or_else(|error| failed(None, &error), Answer::from)
+            GpuRequest::Load { id, weights_url, config_url, force_cpu } => {
+                let loaded = self.load(id, &weights_url, &config_url, force_cpu).await;
+                loaded.map_or_else(|error| failed(Some(id), &error), Answer::from)
             }
             GpuRequest::Encode { id, tokens } => {
                 let encoded = self.encode(id, tokens, buffers).await;
-                encoded.unwrap_or_else(|error| failed(Some(id), &error))
+                encoded.unwrap_or_else(|error| self.give_up(id, &error))
             }
             GpuRequest::Map { id, feature, start, grid, size } => {
                 let map = self.map(id, feature, start, grid, size).await;
-                map.unwrap_or_else(|error| failed(Some(id), &error))
+                map.unwrap_or_else(|error| self.give_up(id, &error))
             }
         }
     }
 
+    /// The answer to a request that failed. A device that is lost or has reported an error stays so: it is let go.
+    fn give_up(&mut self, id: u32, error: &Error) -> Answer {
+        let lost = matches!(error, Error::Shaders(shaders::Error::Lost(_) | shaders::Error::Gpu(_)));
+        if lost {
+            (self.engine, self.top) = (None, None);
+        }
+        GpuReply::Failed { id: Some(id), detail: error.to_string(), lost }.into()
+    }
+
     /// Puts the SAE on the GPU, or into the CPU twin where the GPU will not do.
-    async fn load(&mut self, weights_url: &str, config_url: &str, force_cpu: bool) -> Result<GpuReply, Error> {
+    async fn load(&mut self, id: u32, weights_url: &str, config_url: &str, force_cpu: bool) -> Result<GpuReply, Error> {
         // The old one goes first: there may not be room for both.
         (self.engine, self.top) = (None, None);
         let config = SaeConfig::parse(&small_file(&self.host, config_url, MAX_CONFIG_BYTES).await?)?;
@@ -88,9 +97,9 @@ impl<H: Host> Worker<H> {
 
         let (mut adapter, mut reason) = (String::new(), None);
         if force_cpu {
-            reason = Some("the CPU path was asked for".to_owned());
+            reason = Some("as asked for in the address".to_owned());
         } else {
-            match self.load_on_gpu(&mut reader, &tensors, shape).await {
+            match self.load_on_gpu(id, &mut reader, &tensors, shape).await {
                 Ok((engine, name)) => {
                     adapter = name;
                     self.engine = Some(engine);
@@ -101,16 +110,17 @@ impl<H: Host> Worker<H> {
         }
         if self.engine.is_none() {
             let destination = Destination::cpu(shape, tensors.weight.dtype)?;
-            self.engine = Some(self.fill(&mut reader, &tensors, destination).await?);
+            self.engine = Some(self.fill(id, &mut reader, &tensors, destination).await?);
         }
         let engine = self.engine.as_ref().ok_or(Error::NotLoaded)?;
         let SaeShape { d_model, latents, k } = shape;
-        Ok(GpuReply::Loaded { path: engine.path(), adapter, reason, latents, d_model, k })
+        Ok(GpuReply::Loaded { id, path: engine.path(), adapter, reason, latents, d_model, k })
     }
 
     /// The SAE on the GPU, and the GPU's name.
     async fn load_on_gpu(
         &self,
+        id: u32,
         reader: &mut SaeReader<'_, H>,
         tensors: &SaeTensors,
         shape: SaeShape,
@@ -120,13 +130,14 @@ impl<H: Host> Worker<H> {
             Some(name) => name,
             None => engine.adapter().to_owned(),
         };
-        let engine = self.fill(reader, tensors, Destination::Gpu(Box::new(engine))).await?;
+        let engine = self.fill(id, reader, tensors, Destination::Gpu(Box::new(engine))).await?;
         Ok((engine, adapter))
     }
 
     /// Streams the tensors in the order they have in the file, and reports the progress.
     async fn fill(
         &self,
+        id: u32,
         reader: &mut SaeReader<'_, H>,
         tensors: &SaeTensors,
         mut destination: Destination,
@@ -142,7 +153,7 @@ impl<H: Host> Worker<H> {
                 let progress = |offset: u64, piece: &[u8]| {
                     destination.write_weights(offset, piece)?;
                     let received = received + offset + piece.len() as u64;
-                    self.host.post(&GpuReply::Progress { received, total });
+                    self.host.post(&GpuReply::Progress { id, received, total });
                     Ok(())
                 };
                 reader.stream_tensor(weight, progress).await?;
@@ -153,7 +164,7 @@ impl<H: Host> Worker<H> {
             }
             received += tensor.bytes();
         }
-        self.host.post(&GpuReply::Progress { received, total });
+        self.host.post(&GpuReply::Progress { id, received, total });
         destination.finish(b_enc_values, b_dec_values).await
     }
 
@@ -198,7 +209,7 @@ impl<H: Host> Worker<H> {
 
 /// The answer to a request that failed.
 pub fn failed(id: Option<u32>, error: &Error) -> Answer {
-    GpuReply::Failed { id, detail: error.to_string() }.into()
+    GpuReply::Failed { id, detail: error.to_string(), lost: false }.into()
 }
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {

@@ -209,23 +209,66 @@ pub fn sample_set(plan: &Plan, sprites: &Sprites) -> Result<Vec<CachePicture>> {
     Ok(pictures)
 }
 
-/// Features of the base picture's patches: `[patches, k]`.
+/// What the SAE leaves over, and how hidden states scatter around the mean of the whole set.
+#[derive(Debug, Clone, Default)]
+pub struct Variance {
+    tokens: f64,
+    residual: f64,
+    squares: f64,
+    /// By dimension of the residual stream.
+    sum: Vec<f64>,
+}
+
+impl Variance {
+    /// hidden, residual: `[tokens, d_model]`, row-major.
+    fn add(&mut self, hidden: &[f32], residual: &[f32], d_model: usize) {
+        let squares = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
+        self.sum.resize(d_model, 0.0);
+        for row in hidden.chunks_exact(d_model) {
+            self.tokens += 1.0;
+            self.sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+        }
+        self.squares += squares(hidden);
+        self.residual += squares(residual);
+    }
+
+    /// Fraction of variance unexplained: `Σ|x − x̂|² / Σ|x − x̄|²`.
+    pub fn unexplained(&self) -> f64 {
+        let of_mean = self.sum.iter().map(|sum| sum * sum).sum::<f64>() / self.tokens.max(1.0);
+        self.residual / (self.squares - of_mean).max(f64::MIN_POSITIVE)
+    }
+}
+
+/// Features of the base picture's patches, `[patches, k]`; what the SAE leaves over is added to `variance`.
 pub fn encode_picture<B: Backend>(
     lmm: &Lmm<B>,
     sae: &Sae<B>,
     layer: usize,
     picture: &RgbImage,
-) -> Result<(TopK, f64, f64)> {
+    variance: &mut Variance,
+) -> Result<TopK> {
     let input =
         PromptInput { text: CACHE_PROMPT.into(), chat: false, image: Some(DynamicImage::ImageRgb8(picture.clone())) };
     let prepared = lmm.prepare(&input)?;
     let base = prepared.spans.iter().find(|span| span.kind == SpanKind::Base).context("no picture tokens")?;
     let hidden = lmm.hidden_at(&prepared, layer)?.narrow(0, base.range.start, base.range.len());
+    let [_, d_model] = hidden.dims();
     let z = sae.encode(hidden.clone());
     let residual = hidden.clone() - sae.decode(&z);
-    let squares = |t: burn::tensor::Tensor<B, 2>| -> f64 {
-        model::weights::f32_from_tensor(t).iter().map(|value| f64::from(*value).powi(2)).sum()
-    };
-    let centred = hidden.clone() - hidden.mean_dim(0);
-    Ok((z, squares(residual), squares(centred)))
+    variance.add(&model::weights::f32_from_tensor(hidden), &model::weights::f32_from_tensor(residual), d_model);
+    Ok(z)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variance_is_taken_around_the_mean_of_the_set() {
+        let mut variance = Variance::default();
+        variance.add(&[1.0, 0.0], &[0.5, 0.0], 2);
+        variance.add(&[3.0, 0.0], &[0.0, 0.5], 2);
+        // Mean (2, 0): a total of 2; left over 0.5.
+        assert!((variance.unexplained() - 0.25).abs() < 1e-12);
+    }
 }

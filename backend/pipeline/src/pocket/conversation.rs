@@ -1,5 +1,6 @@
 //! Scenes and texts as token sequences with a loss mask.
 
+use super::concepts::Concept;
 use super::scene::Scene;
 use super::sprites::Sprites;
 use super::words::{SceneWords, Turn, text_turn};
@@ -36,6 +37,11 @@ impl Writer {
 
     fn ids(&self, text: &str) -> Vec<u32> {
         self.tokenizer.encode(text, false).map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default()
+    }
+
+    /// First token of a concept's name as it stands in a sentence.
+    pub fn name_token(&self, concept: &Concept) -> u32 {
+        self.ids(&format!(" {}", concept.name)).first().copied().unwrap_or_default()
     }
 
     /// Adds a turn's question (unless it opens the sample) and answer.

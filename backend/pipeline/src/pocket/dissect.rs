@@ -1,11 +1,18 @@
 //! Labels by network dissection (Bau et al. 2017) with exact masks: which truth does a feature's area match best?
 //!
 //! Protocol: the 40 pictures with the highest mean activation; patches above a fifth of the feature's maximum are its
-//! area. Pictures of even rank choose the truth with the highest IoU, pictures of odd rank measure it, so that the
-//! choice cannot flatter the score. The random baseline is the same truth's masks against the same feature's areas on
-//! other pictures (each area moved on by one picture).
+//! area. Pictures of even rank choose the truth, pictures of odd rank measure it, so that the choice cannot flatter
+//! the score. Two things keep a choice from being cheap:
+//!
+//! - the *random baseline* is the IoU of the same areas, each moved on by one picture and by a random offset: what the
+//!   truth's size alone is worth. The truth with the largest share of the possible gain over it wins
+//!   (`(IoU − baseline) / (1 − baseline)`, the form of Cohen's kappa);
+//! - among truths that are as good, the rarest in the whole cache set wins: `brick background` before `empty
+//!   background` for a feature that fires on bricks only.
 
 use super::cache::Truth;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
 
 /// Pictures looked at.
@@ -14,6 +21,12 @@ pub const PICTURES: usize = 40;
 pub const AREA_THRESHOLD: f32 = 0.2;
 /// Labels below this IoU are not given.
 pub const MIN_IOU: f32 = 0.15;
+/// Nor labels that gain less than this share over the random baseline.
+pub const MIN_GAIN: f32 = 0.1;
+/// Truths whose gains differ by less are as good as each other.
+const AS_GOOD: f32 = 0.04;
+/// Random offsets per picture of the baseline.
+const OFFSETS: usize = 4;
 
 /// One picture's area and truth.
 pub struct Seen<'a> {
@@ -60,17 +73,63 @@ impl Overlap {
     }
 }
 
-/// IoU of one truth over `seen`, areas shifted by `shift` pictures.
-fn iou<'a>(seen: &[&Seen<'a>], truth: &Truth, shift: usize) -> f32 {
+/// The area on a square grid, moved right and down with wrap-around.
+fn moved(area: &[bool], right: usize, down: usize) -> Vec<bool> {
+    let grid = area.len().isqrt().max(1);
+    (0..area.len())
+        .map(|patch| {
+            let (x, y) = (patch % grid, patch / grid);
+            area[((y + grid - down % grid) % grid) * grid + (x + grid - right % grid) % grid]
+        })
+        .collect()
+}
+
+/// IoU of one truth with the areas, summed over pictures.
+fn iou(seen: &[&Seen<'_>], truth: &Truth) -> f32 {
     let mut overlap = Overlap::default();
-    for (i, picture) in seen.iter().enumerate() {
-        overlap.add(&seen[(i + shift) % seen.len()].area, picture.masks.get(truth));
+    for picture in seen {
+        overlap.add(&picture.area, picture.masks.get(truth));
     }
     overlap.iou()
 }
 
-/// The truth that the feature's area matches best; `None` if nothing reaches [`MIN_IOU`].
-pub fn best_match(seen: &[Seen<'_>]) -> Option<Match> {
+/// The same with every area moved on by one picture and by random offsets.
+fn random_iou(seen: &[&Seen<'_>], truth: &Truth) -> f32 {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut overlap = Overlap::default();
+    for (i, picture) in seen.iter().enumerate() {
+        let area = &seen[(i + 1) % seen.len()].area;
+        for _ in 0..OFFSETS {
+            let offset = moved(area, rng.random_range(0..area.len()), rng.random_range(0..area.len()));
+            overlap.add(&offset, picture.masks.get(truth));
+        }
+    }
+    overlap.iou()
+}
+
+/// Share of the possible gain over the baseline.
+fn gain(iou: f32, baseline: f32) -> f32 {
+    (iou - baseline) / (1.0 - baseline).max(1e-6)
+}
+
+/// Share of all patches that show each truth.
+pub fn frequencies<'a>(pictures: impl Iterator<Item = &'a BTreeMap<Truth, Vec<bool>>>) -> BTreeMap<Truth, f32> {
+    let mut counts: BTreeMap<Truth, f32> = BTreeMap::new();
+    let mut patches = 0;
+    for masks in pictures {
+        patches += masks.values().next().map_or(0, Vec::len);
+        for (truth, mask) in masks {
+            *counts.entry(truth.clone()).or_default() += mask.iter().filter(|on| **on).count() as f32;
+        }
+    }
+    counts.values_mut().for_each(|count| *count /= patches.max(1) as f32);
+    counts
+}
+
+/// The truth that the feature's area matches best; `None` if nothing reaches [`MIN_IOU`] and [`MIN_GAIN`].
+///
+/// `frequency` holds the share of all patches that show a truth ([`frequencies`]).
+pub fn best_match(seen: &[Seen<'_>], frequency: &BTreeMap<Truth, f32>) -> Option<Match> {
     let choosing: Vec<&Seen<'_>> = seen.iter().step_by(2).collect();
     let measuring: Vec<&Seen<'_>> = seen.iter().skip(1).step_by(2).collect();
     if measuring.len() < 3 {
@@ -81,13 +140,21 @@ pub fn best_match(seen: &[Seen<'_>]) -> Option<Match> {
     for truth in choosing.iter().flat_map(|picture| picture.masks.keys()) {
         *shown.entry(truth).or_default() += 1;
     }
-    let best = shown
+    let gains: Vec<(&Truth, f32)> = shown
         .into_iter()
         .filter(|(_, pictures)| *pictures >= 2)
-        .map(|(truth, _)| (truth, iou(&choosing, truth, 0)))
-        .max_by(|a, b| a.1.total_cmp(&b.1).then_with(|| b.0.cmp(a.0)))?;
-    let found = Match { truth: best.0.clone(), iou: iou(&measuring, best.0, 0), baseline: iou(&measuring, best.0, 1) };
-    (best.1 >= MIN_IOU && found.iou >= MIN_IOU).then_some(found)
+        .map(|(truth, _)| (truth, iou(&choosing, truth)))
+        .filter(|(_, iou)| *iou >= MIN_IOU)
+        .map(|(truth, iou)| (truth, gain(iou, random_iou(&choosing, truth))))
+        .collect();
+    let most = gains.iter().map(|(_, gain)| *gain).fold(f32::MIN, f32::max);
+    let rarity = |truth: &Truth| frequency.get(truth).copied().unwrap_or_default();
+    let (truth, _) = gains
+        .into_iter()
+        .filter(|(_, gain)| *gain >= most - AS_GOOD)
+        .min_by(|a, b| rarity(a.0).total_cmp(&rarity(b.0)).then_with(|| a.0.cmp(b.0)))?;
+    let found = Match { truth: truth.clone(), iou: iou(&measuring, truth), baseline: random_iou(&measuring, truth) };
+    (most >= MIN_GAIN && found.iou >= MIN_IOU && gain(found.iou, found.baseline) >= MIN_GAIN).then_some(found)
 }
 
 /// Words of the captions that go with the feature most, by pointwise mutual information.
@@ -150,7 +217,7 @@ mod tests {
             .collect();
         let seen: Vec<Seen<'_>> =
             masks.iter().map(|masks| Seen { area: masks[&truth("cat")].clone(), masks }).collect();
-        let found = best_match(&seen).unwrap();
+        let found = best_match(&seen, &frequencies(masks.iter())).unwrap();
         assert_eq!(found.truth, truth("cat"));
         assert!((found.iou - 1.0).abs() < 1e-6);
         assert!(found.baseline < 0.3, "{}", found.baseline);
@@ -162,7 +229,39 @@ mod tests {
             (0..12usize).map(|_| BTreeMap::from([(truth("cat"), (0..64).map(|patch| patch < 32).collect())])).collect();
         let seen: Vec<Seen<'_>> =
             masks.iter().map(|masks| Seen { area: (0..64).map(|patch| patch == 60).collect(), masks }).collect();
-        assert_eq!(best_match(&seen), None);
+        assert_eq!(best_match(&seen, &frequencies(masks.iter())), None);
+    }
+
+    #[test]
+    fn a_place_that_every_picture_has_must_beat_chance_to_be_a_label() {
+        let corner: Vec<bool> = (0..64).map(|patch| patch % 8 < 3 && patch / 8 < 3).collect();
+        let masks: Vec<BTreeMap<Truth, Vec<bool>>> = (0..12)
+            .map(|_| BTreeMap::from([(truth("corner"), corner.clone()), (truth("all"), vec![true; 64])]))
+            .collect();
+        let at = |area: &[bool]| {
+            let seen: Vec<Seen<'_>> = masks.iter().map(|masks| Seen { area: area.to_vec(), masks }).collect();
+            best_match(&seen, &frequencies(masks.iter()))
+        };
+        let found = at(&corner).unwrap();
+        assert_eq!(found.truth, truth("corner"));
+        assert!(found.baseline < 0.4, "{}", found.baseline);
+        assert_eq!(at(&[true; 64]), None, "everything everywhere is no match");
+    }
+
+    #[test]
+    fn of_truths_that_are_as_good_the_rarest_is_the_label() {
+        let background: Vec<bool> = (0..64).map(|patch| patch >= 20).collect();
+        let masks: Vec<BTreeMap<Truth, Vec<bool>>> = (0..24usize)
+            .map(|i| {
+                let mut masks = BTreeMap::from([(truth("background"), background.clone())]);
+                if i < 12 {
+                    masks.insert(truth("bricks"), background.clone());
+                }
+                masks
+            })
+            .collect();
+        let seen: Vec<Seen<'_>> = masks[..12].iter().map(|masks| Seen { area: background.clone(), masks }).collect();
+        assert_eq!(best_match(&seen, &frequencies(masks.iter())).unwrap().truth, truth("bricks"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Stage `index`: cache set and texts through the SAE; statistics, examples, labels and neighbours of every feature.
 
-use super::cache::{CACHE_PROMPT, CachePicture, cache_set, encode_picture, sample_set};
+use super::cache::{CACHE_PROMPT, CachePicture, Truth, Variance, cache_set, encode_picture, sample_set};
 use super::conversation::Writer;
 use super::dissect::{self, Seen};
 use super::plan::Plan;
@@ -64,6 +64,14 @@ struct Cache {
     fvu: f64,
 }
 
+/// How common words and truths are in the whole cache set.
+struct Priors {
+    /// Captions that have the word.
+    words: BTreeMap<String, usize>,
+    /// Share of all patches that show the truth.
+    truths: BTreeMap<Truth, f32>,
+}
+
 /// Builds all artefacts in `out` from the model and SAE that lie there.
 pub fn index<B: Backend>(
     plan: &Plan,
@@ -79,7 +87,10 @@ pub fn index<B: Backend>(
     let provenance = provenance(plan, out, dtype, cache.pictures.len())?;
     let logits = top_logits(&lmm, &sae);
     let cosines = decoder_neighbours(&sae);
-    let word_counts = caption_counts(&cache.pictures);
+    let priors = Priors {
+        words: caption_counts(&cache.pictures),
+        truths: dissect::frequencies(cache.pictures.iter().map(|picture| &picture.masks)),
+    };
     let (mut features, mut examples, mut texts) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..sae.latents() {
         let firings = &cache.firings[index];
@@ -87,7 +98,7 @@ pub fn index<B: Backend>(
         (feature.pos_str, feature.pos_values, feature.neg_str, feature.neg_values) = logits[index].clone();
         (feature.topk_cos_sim_indices, feature.topk_cos_sim_values) = cosines[index].iter().copied().unzip();
         feature.provenance = provenance.clone();
-        feature.explanations = explain(index, firings, &cache, &lmm, &word_counts, &provenance).into_iter().collect();
+        feature.explanations = explain(index, firings, &cache, &lmm, &priors, &provenance).into_iter().collect();
         examples.extend(example_rows(index as u32, firings, &cache));
         texts.extend(text_rows(index as u32, &cache, &lmm));
         let firing = firing_neighbours(index, sae.latents(), &cache);
@@ -124,11 +135,9 @@ fn collect<B: Backend>(
         patches,
         fvu: 0.0,
     };
-    let (mut error, mut variance) = (0.0, 0.0);
+    let mut variance = Variance::default();
     for number in 0..cache.pictures.len() {
-        let (z, residual, total) = encode_picture(lmm, sae, plan.layer, &cache.pictures[number].shown)?;
-        error += residual;
-        variance += total;
+        let z = encode_picture(lmm, sae, plan.layer, &cache.pictures[number].shown, &mut variance)?;
         let mut by_feature: BTreeMap<u32, (Vec<u16>, Vec<f32>)> = BTreeMap::new();
         for patch in 0..patches {
             let active: Vec<(u32, f32)> = z.row(patch).filter(|(_, act)| *act > 0.0).collect();
@@ -151,7 +160,7 @@ fn collect<B: Backend>(
             tracing::info!(pictures = number + 1, of = cache.pictures.len(), "cached");
         }
     }
-    cache.fvu = error / variance.max(f64::MIN_POSITIVE);
+    cache.fvu = variance.unexplained();
     read_texts(plan, sprites, lmm, sae, out, &mut cache)?;
     Ok(cache)
 }
@@ -321,7 +330,7 @@ fn explain<B: Backend>(
     firings: &[Firing],
     cache: &Cache,
     lmm: &Lmm<B>,
-    word_counts: &BTreeMap<String, usize>,
+    priors: &Priors,
     provenance: &Provenance,
 ) -> Option<Explanation> {
     let max = firings.iter().map(|firing| firing.max).fold(0.0, f32::max);
@@ -335,7 +344,8 @@ fn explain<B: Backend>(
             masks: &cache.pictures[firing.picture].masks,
         })
         .collect();
-    let (description, category, method, author, score) = if let Some(found) = dissect::best_match(&seen) {
+    let (description, category, method, author, score) = if let Some(found) = dissect::best_match(&seen, &priors.truths)
+    {
         let score = Score {
             value: found.iou,
             baseline: found.baseline,
@@ -357,7 +367,7 @@ fn explain<B: Backend>(
             .take(dissect::PICTURES)
             .map(|firing| cache.pictures[firing.picture].picture.caption.as_str())
             .collect();
-        let words = dissect::words_by_pmi(&captions, word_counts, cache.pictures.len());
+        let words = dissect::words_by_pmi(&captions, &priors.words, cache.pictures.len());
         let first = words.first()?.1;
         let list = words.iter().map(|(word, _)| word.as_str()).collect::<Vec<_>>().join(", ");
         let score = Score {
@@ -526,7 +536,7 @@ fn write_rows<B: Backend>(
     let grid = plan.vision_config().grid() as u32;
     let mut samples = Vec::new();
     for picture in sample_set(plan, sprites)? {
-        let (z, _, _) = encode_picture(lmm, sae, plan.layer, &picture.shown)?;
+        let z = encode_picture(lmm, sae, plan.layer, &picture.shown, &mut Variance::default())?;
         samples.push(SampleRow {
             picture: picture.picture.id.clone(),
             k: z.k as u32,

@@ -1,6 +1,7 @@
 //! Stages `train-text` and `train-lmm`: the language model on texts, then projector and language model on scenes.
 
 use super::conversation::{Sample, Writer};
+use super::earlier::Earlier;
 use super::plan::Plan;
 use super::scene::{Scene, Style};
 use super::sprites::Sprites;
@@ -23,6 +24,9 @@ use std::sync::Arc;
 /// Text tokens of a sample after the picture, and of a text-only sample.
 const SCENE_BUDGET: usize = 72;
 const TEXT_BUDGET: usize = 96;
+/// Weight of the patches' own loss: each picture token is to predict the name of what it shows, so that projector and
+/// blocks learn from every patch what the answers alone would teach slowly.
+const NAMING: f64 = 0.5;
 
 /// What a batch shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,10 +50,12 @@ struct Batch {
     samples: Vec<Sample>,
     /// `[batch, 3, side, side]`; empty for texts.
     pixels: Vec<f32>,
+    /// `[batch, patches]`: first token of the name of what a patch shows, 0 for the background; empty for texts.
+    names: Vec<i32>,
 }
 
 fn batch(plan: &Plan, sprites: &Sprites, writer: &Writer, kind: Kind, seed: u64) -> Batch {
-    let mut batch = Batch { samples: Vec::new(), pixels: Vec::new() };
+    let mut batch = Batch { samples: Vec::new(), pixels: Vec::new(), names: Vec::new() };
     let processor = ImageProcessor::default();
     for seed in seed..seed + plan.lmm_batch as u64 {
         if kind == Kind::Text {
@@ -57,7 +63,13 @@ fn batch(plan: &Plan, sprites: &Sprites, writer: &Writer, kind: Kind, seed: u64)
             continue;
         }
         let scene = Scene::random(sprites, Style::Seen, seed);
-        batch.pixels.extend(processor.normalise(&scene.draw(sprites, plan.vision_config().image_size).picture));
+        let vision = plan.vision_config();
+        let drawn = scene.draw(sprites, vision.image_size);
+        batch.pixels.extend(processor.normalise(&drawn.picture));
+        batch.names.extend(drawn.patch_labels(scene.items.len(), vision.grid()).into_iter().map(|front| {
+            let item = (front as usize).checked_sub(1).map(|item| &scene.items[item]);
+            item.map_or(0, |item| writer.name_token(&sprites.concepts[item.concept]) as i32)
+        }));
         batch.samples.push(match kind {
             Kind::Caption => writer.scene_caption(sprites, &scene, SCENE_BUDGET),
             _ => writer.scene_chat(sprites, &scene, SCENE_BUDGET, &mut ChaCha8Rng::seed_from_u64(seed)),
@@ -78,11 +90,22 @@ fn ids<B: Backend>(rows: impl Iterator<Item = Vec<u32>>, device: &B::Device) -> 
 ///
 /// hidden: `[batch, tokens, d_model]` of the positions before each token of `after`.
 fn loss<B: Backend>(language: &Llama<B>, hidden: Tensor<B, 3>, samples: &[Sample]) -> Tensor<B, 1> {
+    let targets = samples.iter().flat_map(|sample| sample.after.iter().map(|&id| id as i32)).collect();
+    let mask = samples.iter().flat_map(|sample| sample.learned.iter().map(|&on| f32::from(u8::from(on)))).collect();
+    masked_cross_entropy(language, hidden, targets, mask)
+}
+
+/// Mean cross-entropy where `mask` is 1. hidden: `[batch, tokens, d_model]`; targets, mask: `[batch, tokens]`.
+fn masked_cross_entropy<B: Backend>(
+    language: &Llama<B>,
+    hidden: Tensor<B, 3>,
+    targets: Vec<i32>,
+    mask: Vec<f32>,
+) -> Tensor<B, 1> {
     let [batch, tokens, _] = hidden.dims();
     let device = hidden.device();
     let log_probs = log_softmax(language.logits(hidden), 2);
-    let targets = ids::<B>(samples.iter().map(|sample| sample.after.clone()), &device).reshape([batch, tokens, 1]);
-    let mask: Vec<f32> = samples.iter().flat_map(|s| s.learned.iter().map(|&on| f32::from(u8::from(on)))).collect();
+    let targets = Tensor::<B, 3, Int>::from_data(TensorData::new(targets, [batch, tokens, 1]), &device);
     let count: f32 = mask.iter().sum();
     let mask = Tensor::<B, 3>::from_data(TensorData::new(mask, [batch, tokens, 1]), &device);
     (log_probs.gather(2, targets) * mask).sum().neg() / count.max(1.0)
@@ -97,7 +120,7 @@ fn text_loss<B: Backend>(language: &Llama<B>, samples: &[Sample], device: &B::De
     loss(language, hidden.narrow(1, before - 1, after), samples)
 }
 
-/// Loss of samples with a picture.
+/// Loss of samples with a picture: answers, and names of patches.
 fn scene_loss<B: Backend>(net: &LlavaNext<B>, batch: &Batch, side: usize, device: &B::Device) -> Tensor<B, 1> {
     let count = batch.samples.len();
     let pixels = Tensor::from_data(TensorData::new(batch.pixels.clone(), [count, 3, side, side]), device);
@@ -107,7 +130,12 @@ fn scene_loss<B: Backend>(net: &LlavaNext<B>, batch: &Batch, side: usize, device
     let first = before.dims()[1] + picture.dims()[1];
     let tokens = after.dims()[1];
     let hidden = net.language.blocks_forward(Tensor::cat(vec![before, picture, after], 1), 0..net.language.depth());
-    loss(&net.language, hidden.narrow(1, first - 1, tokens), &batch.samples)
+    let answers = loss(&net.language, hidden.clone().narrow(1, first - 1, tokens), &batch.samples);
+    let patches = batch.names.len() / count;
+    let shows: Vec<f32> = batch.names.iter().map(|&name| f32::from(u8::from(name != 0))).collect();
+    let naming =
+        masked_cross_entropy(&net.language, hidden.narrow(1, first - 1 - patches, patches), batch.names.clone(), shows);
+    answers + naming * NAMING
 }
 
 /// The newest weights of a stage; `None` if it has not begun.
@@ -128,10 +156,14 @@ pub fn train_text<B: AutodiffBackend>(
     writer: &Writer,
     config: &LlavaNextConfig,
     folder: &Path,
+    earlier: Option<&Earlier>,
     device: &B::Device,
 ) -> Result<()> {
     let module: Llama<B> = config.text_config.init(device);
     let mut trainer = Trainer::new(module, folder, plan.text_samples, 2e-3, device)?;
+    if let Some(earlier) = earlier {
+        trainer.warm_start(earlier.progress("text"), |_| Ok(earlier.lmm(device)?.language))?;
+    }
     let batches = prefetch(trainer.progress.samples / plan.lmm_batch, {
         let (plan, sprites, writer) = (plan.clone(), sprites.clone(), writer.clone());
         move |i| batch(&plan, &sprites, &writer, Kind::Text, seeds::TEXT + (i * plan.lmm_batch) as u64)
@@ -151,6 +183,7 @@ pub fn train_lmm<B: AutodiffBackend>(
     writer: &Writer,
     config: &LlavaNextConfig,
     work: &Path,
+    earlier: Option<&Earlier>,
     device: &B::Device,
 ) -> Result<()> {
     let mut net: LlavaNext<B> = config.init(device);
@@ -161,6 +194,9 @@ pub fn train_lmm<B: AutodiffBackend>(
         net.language = language;
     }
     let mut trainer = Trainer::new(net, &work.join("lmm"), plan.lmm_samples, 1.5e-3, device)?;
+    if let Some(earlier) = earlier {
+        trainer.warm_start(earlier.progress("lmm"), |_| earlier.lmm(device))?;
+    }
     if let Some(tower) = tower {
         trainer.module.vision = tower.tower.no_grad();
     }

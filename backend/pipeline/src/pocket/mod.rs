@@ -9,6 +9,7 @@ pub mod concepts;
 pub mod conversation;
 pub mod credits;
 pub mod dissect;
+pub mod earlier;
 pub mod index;
 pub mod lmm;
 pub mod pack;
@@ -26,6 +27,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::backend::AutodiffBackend;
 use clap::{Args, ValueEnum};
 use conversation::Writer;
+use earlier::Earlier;
 use plan::{Plan, Size};
 use sprites::Sprites;
 use std::path::PathBuf;
@@ -77,33 +79,56 @@ pub struct PocketArgs {
     /// Folder with the `.rcc` files of Debian's `gcompris-qt-data` (for `pack-photographs`).
     #[arg(long, default_value = "/usr/share/gcompris-qt/rcc", env = "LMM_SCOPE_RESOURCES")]
     pub resources: PathBuf,
-    /// Checkpoints of the build.
-    #[arg(long, default_value = "target/pocket", env = "LMM_SCOPE_POCKET_WORK")]
-    pub work: PathBuf,
-    /// Where the artefacts go.
-    #[arg(long, default_value = "public/pocket", env = "LMM_SCOPE_ARTIFACTS")]
-    pub out: PathBuf,
+    /// Checkpoints of the build [default: target/pocket, or target/pocket-smoke].
+    #[arg(long, env = "LMM_SCOPE_POCKET_WORK")]
+    pub work: Option<PathBuf>,
+    /// Where the artefacts go [default: public/pocket; of the smoke size target/pocket-smoke/out].
+    #[arg(long, env = "LMM_SCOPE_POCKET_OUT")]
+    pub out: Option<PathBuf>,
     /// Folder of `sprites.parquet`.
     #[arg(long, default_value = "public/pocket", env = "LMM_SCOPE_SPRITES")]
     pub sprites: PathBuf,
-    /// The page that `report` writes.
-    #[arg(long, default_value = "docs/pocket.md", env = "LMM_SCOPE_POCKET_REPORT")]
-    pub report: PathBuf,
+    /// Folder of an earlier build's artefacts whose weights the stages without a checkpoint begin with.
+    #[arg(long, env = "LMM_SCOPE_START_FROM")]
+    pub start_from: Option<PathBuf>,
+    /// The page that `report` writes [default: docs/pocket.md; of the smoke size target/pocket-smoke/pocket.md].
+    #[arg(long, env = "LMM_SCOPE_POCKET_REPORT")]
+    pub report: Option<PathBuf>,
     /// `cpu`, or `libtorch` in a build with that feature.
     #[arg(long, default_value = "cpu", env = "LMM_SCOPE_DEVICE")]
     pub device: String,
     /// Pictures the tower sees, instead of the size's own number; more than before goes on training.
-    #[arg(long)]
+    #[arg(long, env = "LMM_SCOPE_POCKET_TOWER_SAMPLES")]
     pub tower_samples: Option<usize>,
     /// Texts of `train-text`, likewise.
-    #[arg(long)]
+    #[arg(long, env = "LMM_SCOPE_POCKET_TEXT_SAMPLES")]
     pub text_samples: Option<usize>,
     /// Samples of `train-lmm`, likewise.
-    #[arg(long)]
+    #[arg(long, env = "LMM_SCOPE_POCKET_LMM_SAMPLES")]
     pub lmm_samples: Option<usize>,
     /// Tokens of `train-sae`, likewise.
-    #[arg(long)]
+    #[arg(long, env = "LMM_SCOPE_POCKET_SAE_TOKENS")]
     pub sae_tokens: Option<usize>,
+}
+
+impl PocketArgs {
+    /// A path that was named, or its default; the smoke size never writes over the committed demo.
+    fn or_default(&self, named: &Option<PathBuf>, full: &str, smoke: &str) -> PathBuf {
+        let default = if self.size == Size::Full { full } else { smoke };
+        named.clone().unwrap_or_else(|| default.into())
+    }
+
+    fn work(&self) -> PathBuf {
+        self.or_default(&self.work, "target/pocket", "target/pocket-smoke")
+    }
+
+    fn out(&self) -> PathBuf {
+        self.or_default(&self.out, "public/pocket", "target/pocket-smoke/out")
+    }
+
+    fn report(&self) -> PathBuf {
+        self.or_default(&self.report, "docs/pocket.md", "target/pocket-smoke/pocket.md")
+    }
 }
 
 /// Runs the stages that were named.
@@ -163,10 +188,13 @@ fn run_stage<B: AutodiffBackend>(
     sprites: &Arc<Sprites>,
     device: &B::Device,
 ) -> Result<()> {
+    let (work, out) = (&args.work(), &args.out());
+    let earlier = args.start_from.as_deref().map(Earlier::open).transpose()?;
+    let earlier = earlier.as_ref();
     if stage == Stage::TrainTower {
-        return tower::train_tower::<B>(plan, sprites, &args.work.join("tower"), device);
+        return tower::train_tower::<B>(plan, sprites, &work.join("tower"), earlier, device);
     }
-    let model_dir = args.out.join("model");
+    let model_dir = out.join("model");
     if stage == Stage::TrainText && !model_dir.join("tokenizer.json").exists() {
         let corpus = conversation::corpus(sprites, 20_000);
         let tokenizer = model::tokenize::train_tokenizer(corpus.into_iter(), plan.vocabulary)?;
@@ -175,25 +203,20 @@ fn run_stage<B: AutodiffBackend>(
     let writer = Writer::load(&model_dir).context("`train-text` makes the tokenizer: run it first")?;
     let config = plan.config(writer.tokenizer.get_vocab_size(true));
     match stage {
-        Stage::TrainText => lmm::train_text::<B>(plan, sprites, &writer, &config, &args.work.join("text"), device),
+        Stage::TrainText => lmm::train_text::<B>(plan, sprites, &writer, &config, &work.join("text"), earlier, device),
         Stage::TrainLmm => {
-            lmm::train_lmm::<B>(plan, sprites, &writer, &config, &args.work, device)?;
-            lmm::load_lmm::<B>(&config, &args.work, device)?.save(&config, &model_dir)?;
+            lmm::train_lmm::<B>(plan, sprites, &writer, &config, work, earlier, device)?;
+            lmm::load_lmm::<B>(&config, work, device)?.save(&config, &model_dir)?;
             Ok(())
         }
-        Stage::TrainSae => sae::train_sae::<B>(plan, sprites, &writer, &config, &args.work, &args.out, device),
+        Stage::TrainSae => sae::train_sae::<B>(plan, sprites, &writer, &config, work, out, device),
         Stage::Index => {
             let photographs = args.sprites.join(PHOTOGRAPHS);
-            credits::write_credits(&args.sprites.join(names::SPRITES), &photographs, &args.out)?;
-            index::index::<B::InnerBackend>(plan, sprites, &photographs, &args.out, "f32 (weights f16)", device)
+            credits::write_credits(&args.sprites.join(names::SPRITES), &photographs, out)?;
+            index::index::<B::InnerBackend>(plan, sprites, &photographs, out, "f32 (weights f16)", device)
         }
         Stage::Report => {
-            let paths = report::Paths {
-                work: &args.work,
-                out: &args.out,
-                photographs: &args.sprites.join(PHOTOGRAPHS),
-                doc: &args.report,
-            };
+            let paths = report::Paths { work, out, photographs: &args.sprites.join(PHOTOGRAPHS), doc: &args.report() };
             report::report::<B::InnerBackend>(plan, sprites, &paths, device)
         }
         Stage::Pack | Stage::PackPhotographs | Stage::TrainTower => Ok(()),

@@ -1,16 +1,18 @@
 //! Stage `report`: measures the committed artefacts and writes `docs/pocket.md`.
 
+use super::earlier::{STAGES, write_history};
 use super::plan::Plan;
 use super::scene::{Scene, Style};
 use super::sprites::Sprites;
 use super::tower::seeds;
-use super::trainer::read_progress;
+use super::trainer::Progress;
 use super::words::{FEELING_QUESTION, STORY_PROMPT, SceneWords, Turn};
 use anyhow::Result;
 use api::{Category, Source};
 use burn::tensor::backend::Backend;
 use image::DynamicImage;
 use model::{Edit, EditOp, GenerateOptions, Intervention, Lmm, Positions, PromptInput, Sae, generate};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -41,7 +43,7 @@ pub fn report<B: Backend>(plan: &Plan, sprites: &Sprites, paths: &Paths<'_>, dev
     let mut text = String::from(
         "# The pocket demo in numbers\n\nWritten by `lmm-scope pocket report`; do not edit. What the demo is made of and how: `docs/architecture.md`.\n\n",
     );
-    stages(&mut text, work)?;
+    stages(&mut text, &write_history(work, out)?)?;
     accuracies(&mut text, plan, sprites, &lmm)?;
     on_photographs(&mut text, plan, sprites, &lmm, photographs)?;
     sae_table(&mut text, &source, &features)?;
@@ -57,22 +59,21 @@ pub fn report<B: Backend>(plan: &Plan, sprites: &Sprites, paths: &Paths<'_>, dev
 }
 
 /// What each training stage saw and cost.
-fn stages(text: &mut String, work: &Path) -> Result<()> {
+fn stages(text: &mut String, history: &BTreeMap<String, Progress>) -> Result<()> {
     text.push_str(
         "## Training\n\n| stage | samples | tokens | hours | last loss | device |\n|---|---:|---:|---:|---:|---|\n",
     );
-    for stage in ["tower", "text", "lmm", "sae"] {
-        if let Some(progress) = read_progress(&work.join(stage))? {
-            writeln!(
-                text,
-                "| {stage} | {} | {} | {:.2} | {:.4} | {} |",
-                progress.samples,
-                progress.tokens,
-                progress.seconds / 3600.0,
-                progress.loss,
-                progress.device
-            )?;
-        }
+    for stage in STAGES {
+        let Some(progress) = history.get(stage) else { continue };
+        writeln!(
+            text,
+            "| {stage} | {} | {} | {:.2} | {:.4} | {} |",
+            progress.samples,
+            progress.tokens,
+            progress.seconds / 3600.0,
+            progress.loss,
+            progress.device
+        )?;
     }
     text.push_str("\nHours are wall-clock on 2 CPU cores shared with other work; the tower's and the SAE's samples are pictures and tokens.\n\n");
     Ok(())
@@ -175,15 +176,19 @@ fn sae_table(text: &mut String, source: &Source, features: &[FeatureRow]) -> Res
     writeln!(text, "| silent on cache set and texts | {dead} ({:.1}%) |", 100.0 * dead as f32 / source.latents as f32)?;
     writeln!(text, "| features with an explanation | {} |", source.explained)?;
     writeln!(text, "| features with IoU ≥ {GOOD_IOU} to a truth | {good} |")?;
-    writeln!(text, "| the same labels on random pictures' areas with IoU ≥ {GOOD_IOU} | {random} |\n")?;
-    text.push_str("| category | features with IoU ≥ 0.3 |\n|---|---:|\n");
+    writeln!(text, "| the same labels with areas moved at random, IoU ≥ {GOOD_IOU} | {random} |\n")?;
+    text.push_str("| category | features with IoU ≥ 0.3 | different labels among them |\n|---|---:|---:|\n");
     for category in Category::ALL {
-        let count = features
+        let labels: Vec<&str> = features
             .iter()
-            .filter(|row| iou(row, false) && row.feature.label().is_some_and(|label| label.category == category))
-            .count();
-        if count > 0 {
-            writeln!(text, "| {} | {count} |", category.as_str())?;
+            .filter(|row| iou(row, false))
+            .filter_map(|row| row.feature.label())
+            .filter(|label| label.category == category)
+            .map(|label| label.description.as_str())
+            .collect();
+        if !labels.is_empty() {
+            let different: BTreeSet<&str> = labels.iter().copied().collect();
+            writeln!(text, "| {} | {} | {} |", category.as_str(), labels.len(), different.len())?;
         }
     }
     text.push('\n');

@@ -191,7 +191,12 @@ fn place(sprites: &Sprites, sprite: usize, count: usize, items: &[Item], rng: &m
     let hue = if plain { 0.0 } else { rng.random_range(40.0..320.0) };
     let color = sprites.sprites[sprite].color(|rgb| rotate_hue(rgb, hue));
     for _ in 0..24 {
-        let side = if count == 1 { rng.random_range(0.38..0.72) } else { rng.random_range(0.27..0.52) };
+        // The first is the main thing: nobody doubts that it is the largest.
+        let side = match (count, items.is_empty()) {
+            (1, _) => rng.random_range(0.45..0.8),
+            (_, true) => rng.random_range(0.46..0.62),
+            (_, false) => rng.random_range(0.29..0.4),
+        };
         let (left, top) = (rng.random_range(-0.02..1.02 - side), rng.random_range(-0.02..1.02 - side));
         let overlap = |other: &Item| {
             let along = |a: f32, b: f32| ((a + side).min(b + other.side) - a.max(b)).max(0.0);

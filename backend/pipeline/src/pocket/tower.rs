@@ -3,6 +3,7 @@
 //! Dense labels from the known masks: each patch predicts its concept (0: background) and its colour word.
 
 use super::concepts::COLORS;
+use super::earlier::Earlier;
 use super::plan::Plan;
 use super::scene::{Drawn, Scene, Style};
 use super::sprites::Sprites;
@@ -101,10 +102,16 @@ pub fn train_tower<B: AutodiffBackend>(
     plan: &Plan,
     sprites: &Arc<Sprites>,
     folder: &Path,
+    earlier: Option<&Earlier>,
     device: &B::Device,
 ) -> Result<()> {
     let module: TowerWithHeads<B> = plan.tower_with_heads(sprites.concepts.len(), device);
     let mut trainer = Trainer::new(module, folder, plan.tower_samples, 1.5e-3, device)?;
+    if let Some(earlier) = earlier {
+        trainer.warm_start(earlier.progress("tower"), |module| {
+            Ok(TowerWithHeads { tower: earlier.tower(device)?, ..module })
+        })?;
+    }
     if trainer.finished() {
         tracing::info!("the tower is trained");
         return Ok(());

@@ -19,6 +19,9 @@ pub struct Progress {
     /// Exponential mean of the loss.
     pub loss: f64,
     pub device: String,
+    /// Samples of the build whose weights this one began with: the optimizer warms up from here.
+    #[serde(default)]
+    pub begun_at: usize,
 }
 
 /// A module, its optimizer and its progress, kept in one folder.
@@ -80,14 +83,27 @@ impl<B: AutodiffBackend, M: AutodiffModule<B>> Trainer<B, M> {
         Ok(trainer)
     }
 
+    /// Goes on from the weights of an earlier build, whose `progress` is carried along, unless there is a checkpoint.
+    pub fn warm_start(&mut self, progress: Progress, load: impl FnOnce(M) -> Result<M>) -> Result<()> {
+        if read_progress(&self.folder)?.is_none() {
+            self.module = load(self.module.clone())?;
+            self.seconds_before = progress.seconds;
+            let device = std::mem::take(&mut self.progress.device);
+            self.progress = Progress { device, begun_at: progress.samples, ..progress };
+        }
+        Ok(())
+    }
+
     pub fn finished(&self) -> bool {
         self.progress.samples >= self.total
     }
 
     /// Linear warm-up, plateau, linear cool-down to 2%.
     fn rate(&self) -> f64 {
-        let done = self.progress.samples as f64 / self.total as f64;
-        let up = (done / WARM_UP).min(1.0).max(0.01);
+        let total = self.total as f64;
+        let done = self.progress.samples as f64 / total;
+        let since = (self.progress.samples - self.progress.begun_at) as f64 / total;
+        let up = (since / WARM_UP).clamp(0.01, 1.0);
         let down = ((1.0 - done) / COOL_DOWN).clamp(0.02, 1.0);
         self.peak_rate * up.min(down)
     }
@@ -113,7 +129,7 @@ impl<B: AutodiffBackend, M: AutodiffModule<B>> Trainer<B, M> {
         let rate = self.rate();
         self.module = after(self.optimizer.step(rate, self.module.clone(), grads));
         let progress = &mut self.progress;
-        progress.loss = if progress.samples == 0 { value } else { progress.loss * 0.98 + value * 0.02 };
+        progress.loss = if progress.samples == progress.begun_at { value } else { progress.loss * 0.98 + value * 0.02 };
         progress.samples += samples;
         progress.tokens += tokens as u64;
         progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();

@@ -1,7 +1,8 @@
 //! What the engine's thread does: the model's calls, in the wire's terms.
 
 use super::{EngineError, ExtractInput, Hidden, SteerEvents, SteerInput};
-use crate::weights::sha256_of_file;
+use crate::picture::HeldPicture;
+use crate::weights::{hash_file, hex};
 use api::{
     Column, Positions, Provenance, Source, SteerEvent, SteerMethod, SteerRequest, SteerResult, SteeredText, TextToken,
     TokenKind, TokenSpan,
@@ -11,7 +12,12 @@ use model::{
     Span, SpanKind,
 };
 use sha2::{Digest, Sha256};
-use std::{ops::ControlFlow, path::Path, sync::Arc, time::Instant};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 use tokio::sync::{mpsc, oneshot};
 
 /// New tokens when the request does not say.
@@ -36,13 +42,9 @@ impl LoadedModel {
         let lmm = Lmm::<Cpu>::load(&model_folder, &device)?;
         let sae = Sae::<Cpu>::load(&sae_folder, &device)?;
         check_sizes(&sae_folder, source, &lmm, &sae)?;
-        let revision = |path: &Path| {
-            let hash = sha256_of_file(path).map_err(|source| EngineError::Io { path: path.to_owned(), source })?;
-            Ok::<_, EngineError>(hash[..REVISION_DIGITS].to_owned())
-        };
         let provenance = Provenance {
-            model: format!("{}@{}", source.model_id, revision(&model_folder.join("model.safetensors"))?),
-            sae_revision: revision(&sae_folder.join("sae.safetensors"))?,
+            model: format!("{}@{}", source.model_id, revision(&model::weights::checkpoint_files(&model_folder)?)?),
+            sae_revision: revision(&[sae_folder.join("sae.safetensors")])?,
             dtype: "f32".into(),
             ..Provenance::default()
         };
@@ -63,7 +65,7 @@ impl LoadedModel {
         // The paper's cache prompt is the picture alone, without the chat template.
         let alone = input.prompt.is_empty() && input.image.is_some();
         let text = if alone { "<image>".to_owned() } else { input.prompt };
-        let prepared = self.lmm.prepare(&PromptInput { text, chat: !alone, image: input.image })?;
+        let prepared = self.prepare(text, !alone, input.image)?;
         let hidden = self.lmm.hidden_at(&prepared, self.layer)?;
         let [tokens, d_model] = hidden.dims();
         Ok(Hidden {
@@ -76,6 +78,13 @@ impl LoadedModel {
             input_ids: prepared.input_ids,
             took: started.elapsed(),
         })
+    }
+
+    /// The prompt in the model's terms. The picture ends here, and gives its slot back.
+    fn prepare(&self, text: String, chat: bool, picture: Option<HeldPicture>) -> Result<Prepared, model::Error> {
+        let (image, _slot) = picture.map(HeldPicture::into_parts).unzip();
+        let input = PromptInput { text, chat, image };
+        self.lmm.prepare(&input)
     }
 
     fn wire_span(&self, prepared: &Prepared, span: &Span) -> TokenSpan {
@@ -92,7 +101,7 @@ impl LoadedModel {
     /// Accepts the run (or refuses it) through `reply`, then streams the three texts side by side.
     pub(super) fn steer(&self, input: SteerInput, reply: oneshot::Sender<Result<SteerEvents, EngineError>>) {
         let SteerInput { request, image } = input;
-        let prepared = self.lmm.prepare(&PromptInput { text: request.prompt.clone(), chat: true, image });
+        let prepared = self.prepare(request.prompt.clone(), true, image);
         let prepared = prepared.map_err(EngineError::from).and_then(|prepared| {
             let latents = self.sae.latents();
             let unknown = request.features.iter().map(|feature| feature.index as usize).find(|index| *index >= latents);
@@ -112,7 +121,9 @@ impl LoadedModel {
         let last = match self.three_texts(&request, &prepared, &events) {
             Ok([default, reconstructed, steered]) => {
                 let provenance = self.provenance(&prepared);
-                SteerEvent::Done { result: SteerResult { default, reconstructed, steered, provenance } }
+                let (steer_method, positions) = (request.steer_method, request.positions);
+                let result = SteerResult { default, reconstructed, steered, steer_method, positions, provenance };
+                SteerEvent::Done { result }
             }
             Err(detail) => {
                 tracing::error!(detail, "steering failed");
@@ -177,6 +188,15 @@ impl LoadedModel {
         };
         Intervention { layer: self.layer, sae: Arc::clone(&self.sae), edits, positions }
     }
+}
+
+/// First digits of the files' SHA-256, as one after the other.
+fn revision(files: &[PathBuf]) -> Result<String, EngineError> {
+    let mut hash = Sha256::new();
+    for path in files {
+        hash_file(path, &mut hash).map_err(|source| EngineError::Io { path: path.clone(), source })?;
+    }
+    Ok(hex(&hash.finalize())[..REVISION_DIGITS].to_owned())
 }
 
 /// The files must be those that the source describes, or every feature would mean something else.

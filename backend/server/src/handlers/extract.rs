@@ -3,7 +3,7 @@ use crate::{
     engine::{EngineError, ExtractInput, Hidden},
     error::AppError,
     extractors::{Path, Query},
-    picture::{MAX_UPLOAD, decode_in_slot},
+    picture::{HeldPicture, MAX_UPLOAD, decode_in_slot, decode_stored},
 };
 use api::{EXTRACT_KINDS_HEADER, ExtractQuery};
 use axum::{
@@ -27,7 +27,8 @@ pub(crate) const MAX_PROMPT: usize = 16 << 10;
 #[derive(utoipa::ToSchema)]
 #[expect(dead_code, reason = "describes the form in the OpenAPI document; `ExtractForm` reads it")]
 pub struct ExtractBody {
-    /// The visitor's picture: PNG, JPEG, WebP, GIF or BMP, at most 10 MiB and 40 megapixels. Never stored.
+    /// The visitor's picture: PNG, JPEG, WebP, GIF or BMP, at most 10 MiB, 40 megapixels and 16,384
+    /// pixels on a side. Never stored.
     #[schema(value_type = Option<String>, format = Binary)]
     image: Option<Vec<u8>>,
     /// Or the id of a demo picture.
@@ -55,7 +56,7 @@ pub async fn extract(
     state.catalogue.source(&key).await?;
     let engine = super::engine_of(&state, &key)?;
     let form = ExtractForm::read(query, request).await?;
-    let (image, _slot) = form.picture(&state, &key).await?;
+    let image = form.picture(&state, &key).await?;
     let input = ExtractInput { image, prompt: form.prompt.unwrap_or_default() };
     if input.image.is_none() && input.prompt.is_empty() {
         return Err(AppError::bad_request("Send a picture (`image`), the id of one (`picture`), or a `prompt`."));
@@ -98,23 +99,15 @@ impl ExtractForm {
         Ok(())
     }
 
-    async fn picture(
-        &self,
-        state: &AppState,
-        key: &SourceKey,
-    ) -> Result<(Option<image::DynamicImage>, Option<crate::picture::Slot>), AppError> {
+    async fn picture(&self, state: &AppState, key: &SourceKey) -> Result<Option<HeldPicture>, AppError> {
         match (&self.image, self.picture.as_deref().filter(|id| !id.is_empty())) {
             (Some(_), Some(_)) => Err(AppError::bad_request("Send `image` or `picture`, not both.")),
-            (Some(bytes), None) => {
-                let (image, slot) = decode_in_slot(bytes.clone()).await?;
-                Ok((Some(image), Some(slot)))
-            }
+            (Some(bytes), None) => Ok(Some(decode_in_slot(bytes.clone()).await?)),
             (None, Some(id)) => {
                 state.catalogue.picture(key, id).await?;
-                let (image, slot) = decode_in_slot(state.catalogue.picture_webp(id).await?.webp.into()).await?;
-                Ok((Some(image), Some(slot)))
+                Ok(Some(decode_stored(state.catalogue.picture_webp(id).await?.webp.into()).await?))
             }
-            (None, None) => Ok((None, None)),
+            (None, None) => Ok(None),
         }
     }
 }

@@ -4,9 +4,9 @@ use crate::{
     engine::SteerInput,
     error::AppError,
     extractors::{Json, Path},
-    picture::{MAX_UPLOAD, Slot, bytes_from_data_url, decode_in_slot},
+    picture::{HeldPicture, MAX_UPLOAD, bytes_from_data_url, decode_in_slot, decode_stored},
 };
-use api::{SteerEvent, SteerRequest};
+use api::{SteerEvent, SteerMethod, SteerRequest};
 use axum::{
     extract::State,
     http::{HeaderName, HeaderValue},
@@ -17,7 +17,6 @@ use axum::{
 };
 use frontend::api::SourceKey;
 use futures::StreamExt;
-use image::DynamicImage;
 use std::collections::BTreeSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
@@ -42,7 +41,7 @@ pub async fn steer(
     state.catalogue.source(&key).await?;
     let engine = super::engine_of(&state, &key)?;
     check_request(&request)?;
-    let (image, _slot) = picture_of(&state, &key, &mut request).await?;
+    let image = picture_of(&state, &key, &mut request).await?;
     let events = engine.steer(SteerInput { request, image }).await?;
     let stream = UnboundedReceiverStream::new(events).map(|event| Event::default().event("steer").json_data(event));
     let mut response = Sse::new(stream).keep_alive(KeepAlive::default()).into_response();
@@ -63,6 +62,12 @@ fn check_request(request: &SteerRequest) -> Result<(), AppError> {
     if let Some(feature) = request.features.iter().find(|feature| !feature.strength.is_finite()) {
         return refuse(format!("features: the strength of {} is not a number.", feature.index));
     }
+    let below = request.features.iter().find(|feature| feature.strength < 0.0);
+    if let Some(feature) = below.filter(|_| request.steer_method == SteerMethod::Clamp) {
+        let detail =
+            "an activation is never negative. Use 0 or ABLATE to take it out, SIMPLE_ADDITIVE to push against it";
+        return refuse(format!("features: CLAMP of {} to {}: {detail}.", feature.index, feature.strength));
+    }
     let distinct: BTreeSet<u32> = request.features.iter().map(|feature| feature.index).collect();
     if distinct.len() < request.features.len() {
         return refuse("features: one of them is named twice.".into());
@@ -81,22 +86,20 @@ async fn picture_of(
     state: &AppState,
     key: &SourceKey,
     request: &mut SteerRequest,
-) -> Result<(Option<DynamicImage>, Option<Slot>), AppError> {
-    let bytes = match (request.image.take(), request.picture.as_deref()) {
-        (Some(_), Some(_)) => return Err(AppError::bad_request("Send `image` or `picture`, not both.")),
+) -> Result<Option<HeldPicture>, AppError> {
+    match (request.image.take(), request.picture.as_deref()) {
+        (Some(_), Some(_)) => Err(AppError::bad_request("Send `image` or `picture`, not both.")),
         (Some(url), None) => {
             let bytes = bytes_from_data_url(&url)?;
             if bytes.len() > MAX_UPLOAD {
                 return Err(AppError::upload_too_large(MAX_UPLOAD));
             }
-            bytes
+            Ok(Some(decode_in_slot(bytes.into()).await?))
         }
         (None, Some(id)) => {
             state.catalogue.picture(key, id).await?;
-            state.catalogue.picture_webp(id).await?.webp
+            Ok(Some(decode_stored(state.catalogue.picture_webp(id).await?.webp.into()).await?))
         }
-        (None, None) => return Ok((None, None)),
-    };
-    let (image, slot) = decode_in_slot(bytes.into()).await?;
-    Ok((Some(image), Some(slot)))
+        (None, None) => Ok(None),
+    }
 }

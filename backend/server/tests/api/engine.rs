@@ -3,7 +3,9 @@
 use crate::common::{
     Answer, Part, SOURCE, Server, form_request, json_request, picture_bytes, send, server, tiny_source,
 };
-use api::{Column, ErrorCode, Provenance, SteerEvent, SteerFeature, SteerRequest, TokenKind, TokenSpan};
+use api::{
+    Column, ErrorCode, Positions, Provenance, SteerEvent, SteerFeature, SteerMethod, SteerRequest, TokenKind, TokenSpan,
+};
 use axum::{body::Body, http::Request};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use frontend::api::SourceKey;
@@ -16,8 +18,12 @@ use server::{
     router::router,
     weights::Weights,
 };
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
 use store::Store;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 async fn extract(server: &Server, parts: &[Part<'_>]) -> Answer {
     server.send(form_request(&format!("{SOURCE}/extract"), parts)).await
@@ -226,8 +232,9 @@ async fn bad_steer_requests_are_refused_before_anything_streams() {
     let server = server().await;
     let good = steer_request();
     let feature = |index, strength| SteerFeature { index, strength };
-    let bad: [(&str, SteerRequest); 9] = [
+    let bad: [(&str, SteerRequest); 10] = [
         ("feature 64 does not exist", SteerRequest { features: vec![feature(64, 1.0)], ..good.clone() }),
+        ("CLAMP of 5 to -3", SteerRequest { features: vec![feature(5, -3.0)], ..good.clone() }),
         ("named twice", SteerRequest { features: vec![feature(1, 1.0), feature(1, 2.0)], ..good.clone() }),
         ("at most 64", SteerRequest { features: (0..65).map(|index| feature(index, 1.0)).collect(), ..good.clone() }),
         ("at most 256", SteerRequest { n_tokens: 257, ..good.clone() }),
@@ -256,6 +263,99 @@ async fn bad_steer_requests_are_refused_before_anything_streams() {
     for body in ["", "{", "[]", r#"{"features":[{"index":-1,"strength":1}]}"#, r#"{"steer_method":"PUSH"}"#] {
         server.send(json_request(&path, body)).await.problem(400, ErrorCode::BadRequest);
     }
+    for (body, unknown) in [
+        (r#"{"prompt":"a","nTokens":3}"#, "nTokens"),
+        (r#"{"prompt":"a","features":[{"index":1,"strength":1,"layer":2}]}"#, "layer"),
+    ] {
+        let problem = server.send(json_request(&path, body)).await.problem(400, ErrorCode::BadRequest);
+        assert!(problem.detail.contains(unknown), "{}", problem.detail);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_clamped_can_be_pushed_and_the_result_says_how() {
+    let server = server().await;
+    for (steer_method, strength) in
+        [(SteerMethod::SimpleAdditive, -3.0), (SteerMethod::Ablate, -3.0), (SteerMethod::Clamp, 0.0)]
+    {
+        let features = vec![SteerFeature { index: 5, strength }];
+        let positions = Positions::Generated;
+        let request = SteerRequest { features, steer_method, positions, n_tokens: 1, ..steer_request() };
+        let events = events(&steer(&server, &request).await);
+        let Some(SteerEvent::Done { result }) = events.last() else { panic!("no end: {events:?}") };
+        assert_eq!((result.steer_method, result.positions), (steer_method, positions));
+    }
+}
+
+/// Splits a checkpoint's file into two, as large ones are published.
+fn split_checkpoint(model: &Path) {
+    let whole = model.join("model.safetensors");
+    let bytes = std::fs::read(&whole).unwrap();
+    let mut shards = [Vec::new(), Vec::new()];
+    let mut names = BTreeMap::new();
+    let shard_name = |number: usize| format!("model-0000{}-of-00002.safetensors", number + 1);
+    for (number, (name, view)) in SafeTensors::deserialize(&bytes).unwrap().tensors().into_iter().enumerate() {
+        names.insert(name.clone(), shard_name(number % 2));
+        shards[number % 2].push((name, view));
+    }
+    for (number, tensors) in shards.into_iter().enumerate() {
+        std::fs::write(model.join(shard_name(number)), safetensors::serialize(tensors, None).unwrap()).unwrap();
+    }
+    let index = serde_json::json!({ "metadata": {}, "weight_map": names });
+    std::fs::write(model.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    std::fs::remove_file(whole).unwrap();
+}
+
+#[tokio::test]
+async fn a_checkpoint_in_shards_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    crate::common::write_artifacts(folder.path());
+    let words = || ExtractInput { image: None, prompt: "the same words".into() };
+    let engine = Engine::start(folder.path().to_owned(), tiny_source(), 1).await.unwrap();
+    let whole = engine.extract(words()).await.unwrap();
+
+    split_checkpoint(&folder.path().join("model"));
+    let engine = Engine::start(folder.path().to_owned(), tiny_source(), 1).await.unwrap();
+    let sharded = engine.extract(words()).await.unwrap();
+    assert_eq!(sharded.values, whole.values);
+    let (model, other) = (sharded.provenance.model, whole.provenance.model);
+    assert!(model.starts_with("tiny@") && model.len() == other.len() && model != other, "{model} and {other}");
+}
+
+/// A run that is long enough to be seen ending early.
+fn long_request() -> SteerRequest {
+    SteerRequest { n_tokens: 200, temperature: 1.0, picture: None, ..steer_request() }
+}
+
+#[tokio::test]
+async fn a_closed_connection_ends_its_run() {
+    let server = server().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = server.router.clone();
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await });
+
+    let started = Instant::now();
+    let tokens = events(&steer(&server, &long_request()).await).len();
+    let whole_run = started.elapsed();
+    assert!(tokens > 100, "only {tokens} tokens: too short a run to tell");
+
+    let started = Instant::now();
+    let body = serde_json::to_string(&long_request()).unwrap();
+    let head = format!("POST {SOURCE}/steer HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n");
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !String::from_utf8_lossy(&answer).contains("event: steer") {
+        let read = stream.read_buf(&mut answer).await.unwrap();
+        assert_ne!(read, 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    drop(stream);
+    checked_extract(&extract(&server, &[("prompt", None, b"next")]).await);
+    let cancelled = started.elapsed();
+    assert!(cancelled < whole_run / 2, "{cancelled:?} of {whole_run:?}: the run went on for nobody");
+    serving.abort();
 }
 
 #[tokio::test]
@@ -263,7 +363,7 @@ async fn a_client_that_leaves_ends_its_run() {
     let folder = tempfile::tempdir().unwrap();
     crate::common::write_artifacts(folder.path());
     let engine = Engine::start(folder.path().to_owned(), tiny_source(), 4).await.unwrap();
-    let request = SteerRequest { n_tokens: 200, temperature: 1.0, picture: None, ..steer_request() };
+    let request = long_request();
     let input = || SteerInput { request: request.clone(), image: None };
 
     let started = Instant::now();

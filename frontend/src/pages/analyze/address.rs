@@ -67,9 +67,9 @@ impl AnalyzeAddress {
         self.token = None;
     }
 
-    /// The same settings for another picture: what was chosen on the old one is let go.
+    /// The same settings and kept feature for another picture: the places chosen on the old one are let go.
     pub fn for_picture(&self, picture: Option<String>) -> Self {
-        Self { picture, patches: Vec::new(), token: None, feature: None, ..self.clone() }
+        Self { picture, patches: Vec::new(), token: None, ..self.clone() }
     }
 }
 
@@ -108,11 +108,13 @@ mod tests {
 
     #[test]
     fn patches_toggle_in_order_and_go_with_the_picture() {
-        let mut address = AnalyzeAddress { token: Some(70), ..AnalyzeAddress::default() };
+        let mut address = AnalyzeAddress { token: Some(70), feature: Some(293), ..AnalyzeAddress::default() };
         for patch in [9, 2, 9, 5] {
             address.toggle_patch(patch);
         }
         assert_eq!((address.patches.clone(), address.token), (vec![2, 5], None));
-        assert!(address.for_picture(None).patches.is_empty());
+        let next = address.for_picture(Some("cat".into()));
+        assert!(next.patches.is_empty());
+        assert_eq!(next.feature, Some(293), "the kept feature is looked for on the next picture");
     }
 }

@@ -1,10 +1,9 @@
 //! How a picture gets onto the bench: samples, file, drop, paste. And the prompt beside it.
 
 use super::{State, run::OwnPicture};
-use crate::links::analyze_path;
 use api::Picture;
 use leptos::{ev, html, prelude::*};
-use web_sys::{DataTransfer, File, HtmlInputElement};
+use web_sys::{DataTransfer, File};
 
 /// Puts the visitor's own picture on the bench.
 fn take(state: State, file: File) {
@@ -13,6 +12,7 @@ fn take(state: State, file: File) {
         old.release();
     }
     state.own.set(Some(own));
+    state.retry();
     let address = state.address.get_untracked().for_picture(None);
     state.go.run(address);
 }
@@ -26,9 +26,11 @@ fn first_file(transfer: Option<DataTransfer>) -> Option<File> {
 pub fn Intake(state: State, samples: Vec<Picture>, empty: Signal<bool>) -> impl IntoView {
     let strip = samples.into_iter().map(|sample| view! { <Sample state sample /> }).collect_view();
     view! {
-        <DropZone state empty />
-        <div class="samples" role="group" aria-label="Sample pictures">
-            {strip}
+        <div class="intake" class:intake-empty=move || empty.get()>
+            <div class="samples" role="group" aria-label="Sample pictures">
+                {strip}
+            </div>
+            <DropZone state />
         </div>
     }
 }
@@ -36,7 +38,7 @@ pub fn Intake(state: State, samples: Vec<Picture>, empty: Signal<bool>) -> impl 
 #[component]
 fn Sample(state: State, sample: Picture) -> impl IntoView {
     let id = StoredValue::new(sample.id.clone());
-    let href = analyze_path(&state.key.get_untracked(), &sample.id);
+    let href = move || state.address.get().for_picture(Some(id.get_value())).path(&state.key.get());
     let is_current = move || state.own.get().is_none() && state.address.get().picture == Some(id.get_value());
     let choose = move |event: web_sys::MouseEvent| {
         // With a modifier key the link opens elsewhere, as links do.
@@ -48,7 +50,12 @@ fn Sample(state: State, sample: Picture) -> impl IntoView {
             own.release();
             state.own.set(None);
         }
-        let address = state.address.get_untracked().for_picture(Some(id.get_value()));
+        let old = state.address.get_untracked();
+        let address = old.for_picture(Some(id.get_value()));
+        // The address alone would not start what was cancelled or has failed.
+        if address.picture == old.picture && state.run.with_untracked(Option::is_none) {
+            state.retry();
+        }
         state.go.run(address);
     };
     view! {
@@ -67,7 +74,7 @@ fn Sample(state: State, sample: Picture) -> impl IntoView {
 
 /// A file field that also takes drops, and pastes from anywhere on the page.
 #[component]
-fn DropZone(state: State, empty: Signal<bool>) -> impl IntoView {
+fn DropZone(state: State) -> impl IntoView {
     let field = NodeRef::<html::Input>::new();
     let over = RwSignal::new(false);
     Effect::new(move |_| {
@@ -79,8 +86,11 @@ fn DropZone(state: State, empty: Signal<bool>) -> impl IntoView {
         on_cleanup(move || handle.remove());
     });
     let chosen = move |_| {
-        let input: Option<HtmlInputElement> = field.get_untracked();
-        if let Some(file) = input.and_then(|input| input.files()?.get(0)) {
+        let Some(input) = field.get_untracked() else { return };
+        let file = input.files().and_then(|files| files.get(0));
+        // A field that keeps its file says nothing when the same one is chosen again.
+        input.set_value("");
+        if let Some(file) = file {
             take(state, file);
         }
     };
@@ -95,7 +105,6 @@ fn DropZone(state: State, empty: Signal<bool>) -> impl IntoView {
     view! {
         <label
             class="drop needs-script"
-            class:drop-large=move || empty.get()
             class:drop-over=move || over.get()
             on:dragover=move |event| {
                 event.prevent_default();

@@ -36,6 +36,8 @@ struct State {
     go: Callback<AnalyzeAddress>,
     /// The visitor's own picture; it never leaves this page but for its hidden states.
     own: RwSignal<Option<OwnPicture>>,
+    /// Counts up to analyze the same thing once more.
+    attempt: RwSignal<u32>,
     stage: RwSignal<Stage>,
     run: RwSignal<Option<Arc<Run>>>,
     /// The patch under the pointer.
@@ -52,6 +54,10 @@ impl State {
         edit(&mut address);
         self.go.run(address);
     }
+
+    fn retry(self) {
+        self.attempt.update(|attempt| *attempt += 1);
+    }
 }
 
 #[component]
@@ -67,6 +73,7 @@ pub fn AnalyzePage() -> impl IntoView {
             navigate(&address.path(&key.get_untracked()), options);
         }),
         own: RwSignal::new(None),
+        attempt: RwSignal::new(0),
         stage: RwSignal::new(Stage::Idle),
         run: RwSignal::new(None),
         hovered: RwSignal::new(None),
@@ -114,11 +121,10 @@ fn Bench(state: State, samples: Vec<Picture>) -> impl IntoView {
         (None, None) => None,
     });
     view! {
+        <Intake state samples empty=Signal::derive(move || shown.get().is_none()) />
         <div class="bench">
             <div class="bench-left">
-                {move || shown.get().map(|picture| view! { <Picked state picture /> })}
-                <Intake state samples empty=Signal::derive(move || shown.get().is_none()) />
-                <PromptField state />
+                {move || shown.get().map(|picture| view! { <Picked state picture /> })} <PromptField state />
             </div>
             <div class="bench-right">
                 <Waiting state />

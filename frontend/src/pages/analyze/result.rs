@@ -1,7 +1,7 @@
 //! The picture with its light, and the ranking beside it.
 
 use super::{
-    State,
+    AnalyzeAddress, State,
     run::{Run, Stage, cancel},
 };
 use crate::{
@@ -57,7 +57,7 @@ pub fn Picked(state: State, picture: Picture) -> impl IntoView {
         let (Some(run), Some(feature)) = (state.run.get(), lit.get()) else { return Vec::new() };
         run.acts.values(feature, run.base.iter().copied())
     });
-    let grid = Memo::new(move |_| state.run.get().map_or([1, 1], |run| run.grid));
+    let grid = Memo::new(move |_| state.run.get().map_or([0, 0], |run| run.grid));
     let caption = picture.caption.clone();
     let label = Signal::derive(move || lit.get().map_or_else(|| caption.clone(), |feature| name(state, feature)));
     let size = (picture.width > 0).then_some((picture.width, picture.height));
@@ -66,7 +66,9 @@ pub fn Picked(state: State, picture: Picture) -> impl IntoView {
             let address = state.address.get_untracked();
             let held = !address.patches.is_empty() || address.token.is_some() || address.feature.is_some();
             if event.key() == "Escape" && held {
-                state.update(|address| *address = address.for_picture(address.picture.clone()));
+                state.update(|address| {
+                    *address = AnalyzeAddress { feature: None, ..address.for_picture(address.picture.clone()) };
+                });
             }
         });
         on_cleanup(move || handle.remove());
@@ -156,11 +158,14 @@ fn Prompt(state: State, lit: Memo<Option<u32>>) -> impl IntoView {
 #[component]
 pub fn Waiting(state: State) -> impl IntoView {
     let progress = gpu::progress();
-    let line = move || match state.stage.get() {
-        Stage::Extracting => Some("The server computes hidden states"),
-        Stage::Loading => Some("The autoencoder is on its way to your GPU"),
-        Stage::Encoding => Some("Your GPU finds the features"),
-        _ => None,
+    let line = move || {
+        let device = if state.address.get().cpu { "CPU" } else { "GPU" };
+        match state.stage.get() {
+            Stage::Extracting => Some("The server computes hidden states".to_owned()),
+            Stage::Loading => Some(format!("The autoencoder is on its way to your {device}")),
+            Stage::Encoding => Some(format!("Your {device} finds the features")),
+            _ => None,
+        }
     };
     let weights = move || {
         let progress = progress.get()?;
@@ -194,7 +199,21 @@ pub fn Waiting(state: State) -> impl IntoView {
                     })
             }}
             {move || state.stage.with(Stage::is_working).then(weights.clone())}
-            {move || state.stage.with(Stage::problem)}
+            {move || {
+                state
+                    .stage
+                    .with(Stage::problem)
+                    .map(|problem| {
+                        view! {
+                            {problem}
+                            <p>
+                                <button class="button" on:click=move |_| state.retry()>
+                                    "Try again"
+                                </button>
+                            </p>
+                        }
+                    })
+            }}
         </div>
     }
 }
@@ -231,7 +250,7 @@ pub fn Rows(state: State) -> impl IntoView {
         RankBy::ALL
             .map(|rank| Choice {
                 name: rank.as_str().into(),
-                href: super::AnalyzeAddress { rank, ..address.clone() }.path(&key),
+                href: AnalyzeAddress { rank, ..address.clone() }.path(&key),
                 current: rank == address.rank,
                 about: match rank {
                     RankBy::Max => "by the strongest of these patches",
@@ -254,6 +273,7 @@ pub fn Rows(state: State) -> impl IntoView {
                         scale
                         summary=Signal::derive(move || state.summaries.with(|found| found.get(&feature).cloned()))
                         lit=lit
+                        pinned=Signal::derive(move || state.address.get().feature)
                         on_light=move |feature| state.pointed.set(feature)
                         on_pin=move |feature| {
                             state

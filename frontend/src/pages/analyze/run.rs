@@ -83,13 +83,8 @@ pub struct Run {
 }
 
 impl Run {
-    fn new(
-        header: crate::safetensors::ExtractHeader,
-        encoded: gpu::Encoded,
-        loaded: &gpu::Loaded,
-        engine: &str,
-    ) -> Self {
-        let path = gpu::path_line(loaded, encoded.ms);
+    fn new(header: crate::safetensors::ExtractHeader, encoded: gpu::Encoded, engine: &str) -> Self {
+        let path = gpu::path_line(&encoded.loaded, encoded.ms);
         let server = engine_line(engine);
         Self {
             acts: encoded.acts,
@@ -138,7 +133,7 @@ pub fn cancel() {
     }
 }
 
-/// Starts an analysis whenever the picture, the prompt or the path changes; labels follow.
+/// Starts an analysis whenever the picture, the prompt or the path changes, or another try is wanted; labels follow.
 pub fn follow(state: State) {
     let wanted = Memo::new(move |_| {
         let address = state.address.get();
@@ -146,12 +141,13 @@ pub fn follow(state: State) {
             Some(own) => Some(PictureInput::Own(own.file)),
             None => address.picture.map(PictureInput::Demo),
         };
-        (state.key.get(), input, address.prompt, address.cpu)
+        (state.key.get(), input, address.prompt, address.cpu, state.attempt.get())
     });
     Effect::new(move |_| {
-        let (key, input, prompt, cpu) = wanted.get();
+        let (key, input, prompt, cpu, _) = wanted.get();
         cancel();
         state.run.set(None);
+        state.hovered.set(None);
         let Some(input) = input else {
             state.stage.set(Stage::Idle);
             return;
@@ -214,7 +210,7 @@ async fn analyze(
         state.stage.set(Stage::Encoding);
     }
     let encoded = gpu::encode(extracted.hidden, extracted.header.tokens).await.map_err(gpu_problem)?;
-    Ok(Run::new(extracted.header, encoded, &loaded, &extracted.engine))
+    Ok(Run::new(extracted.header, encoded, &extracted.engine))
 }
 
 fn gpu_problem(detail: String) -> Problem {
@@ -222,7 +218,7 @@ fn gpu_problem(detail: String) -> Problem {
     local_problem(ErrorCode::Internal, "The features could not be computed", format!("{detail}. {help}"))
 }
 
-/// Fetches the labels of the strongest features ahead, and of every row that is shown without one.
+/// Fetches the labels of the strongest features ahead, of the kept feature, and of every row that is shown without one.
 fn follow_labels(state: State) {
     let client = client();
     let asked = StoredValue::new(BTreeSet::<u32>::new());
@@ -237,6 +233,7 @@ fn follow_labels(state: State) {
     Effect::new(move |_| {
         let Some(run) = state.run.get() else { return };
         let mut wanted: Vec<u32> = super::result::rows_of(state, &run).iter().map(|row| row.feature).collect();
+        wanted.extend(state.address.get().feature);
         if asked.with_value(BTreeSet::is_empty) {
             wanted.extend(run.acts.rank(&run.base, RankBy::Max, AHEAD).iter().map(|row| row.feature));
         }

@@ -23,7 +23,15 @@ pub fn Columns(state: State) -> impl IntoView {
         .map(|(column, name, about, testid)| view! { <TextColumn texts column name about testid /> })
         .collect_view();
     view! {
-        <section class="columns" aria-label="What the model says" aria-busy=move || texts.with(|texts| texts.running.to_string())>
+        <p class="stale-note faint" hidden=move || !state.stale.get()>
+            "Settings changed: run again."
+        </p>
+        <section
+            class="columns"
+            class:columns-stale=move || state.stale.get()
+            aria-label="What the model says"
+            aria-busy=move || texts.with(|texts| texts.running.to_string())
+        >
             {columns}
         </section>
         {move || texts.with(|texts| texts.problem.clone()).map(|problem| view! { <ProblemView problem /> })}

@@ -7,11 +7,11 @@ use super::{
 };
 use crate::{
     api::client,
-    components::LitPicture,
+    components::{LitPicture, category_name},
     format::{name_or_index, sig3},
     links::feature_path,
 };
-use api::{Category, FeatureQuery, FeatureSummary, Picture, Positions, SteerMethod};
+use api::{FeatureQuery, FeatureSummary, Picture, Positions, SteerMethod};
 use leptos::{leptos_dom::helpers::TimeoutHandle, prelude::*, task::spawn_local};
 use std::time::Duration;
 
@@ -174,7 +174,7 @@ fn Finder(state: State) -> impl IntoView {
 #[component]
 fn Suggestion(feature: FeatureSummary, choose: Callback<FeatureSummary>) -> impl IntoView {
     let name = name_or_index(feature.label.as_deref(), feature.index);
-    let category = (feature.category != Category::Unknown).then(|| feature.category.as_str());
+    let category = category_name(feature.category);
     let index = feature.index;
     let thumbnail = feature.thumbnail.clone().map(|activation| view! { <LitPicture activation /> });
     view! {

@@ -35,6 +35,8 @@ struct State {
     /// What a person set; the address follows it, and it follows the address.
     form: RwSignal<SteerAddress>,
     texts: RwSignal<Texts>,
+    /// The texts were made with other settings than the form's.
+    stale: Memo<bool>,
     /// Labels and maxima of the chosen features.
     summaries: RwSignal<BTreeMap<u32, FeatureSummary>>,
 }
@@ -44,10 +46,13 @@ pub fn SteerPage() -> impl IntoView {
     let key = use_source_key();
     let params = use_query_map();
     let address = Memo::new(move |_| SteerAddress::from_params(&params.read()));
+    let form = RwSignal::new(address.get_untracked());
+    let texts = RwSignal::new(Texts::default());
     let state = State {
         key,
-        form: RwSignal::new(address.get_untracked()),
-        texts: RwSignal::new(Texts::default()),
+        form,
+        texts,
+        stale: Memo::new(move |_| texts.with(|texts| form.with(|form| texts.are_stale(form)))),
         summaries: RwSignal::new(BTreeMap::new()),
     };
     keep_in_step(state, address);
@@ -118,6 +123,14 @@ fn keep_in_step(state: State, address: Memo<SteerAddress>) {
             navigate(&path, NavigateOptions { scroll: false, replace: true, ..NavigateOptions::default() });
         };
         timer.set_value(set_timeout_with_handle(follow, SETTLE).ok());
+    });
+    // The address says `run=1` only while it leads to the texts on the screen.
+    Effect::new(move |_| {
+        let run = !state.stale.get();
+        let has_texts = state.texts.with_untracked(|texts| texts.settings.is_some());
+        if has_texts && state.form.with_untracked(|form| form.run) != run {
+            state.form.update(|form| form.run = run);
+        }
     });
     run::follow_labels(state);
     Effect::new(move |opened: Option<()>| {

@@ -1,6 +1,6 @@
 //! One steer run: three texts that stream together.
 
-use super::State;
+use super::{State, address::SteerAddress};
 use crate::{
     api::{client, local_problem},
     http::{self, CANCELLED},
@@ -21,6 +21,8 @@ pub struct Texts {
     pub done: bool,
     pub problem: Option<Problem>,
     pub provenance: Option<Provenance>,
+    /// The settings they were made with.
+    pub settings: Option<SteerAddress>,
 }
 
 impl Texts {
@@ -30,6 +32,11 @@ impl Texts {
             Column::Reconstructed => &self.reconstructed,
             Column::Steered => &self.steered,
         }
+    }
+
+    /// Whether they were made with other settings than these.
+    pub fn are_stale(&self, form: &SteerAddress) -> bool {
+        self.settings.as_ref().is_some_and(|made| SteerAddress { run: made.run, ..form.clone() } != *made)
     }
 
     /// Takes one event of the stream.
@@ -74,7 +81,7 @@ pub fn start(state: State) {
     }
     let controller = AbortController::new().ok();
     CONTROLLER.set(controller.clone());
-    state.texts.set(Texts { running: true, ..Texts::default() });
+    state.texts.set(Texts { running: true, settings: Some(form.clone()), ..Texts::default() });
     let key = state.key.get_untracked();
     // The client comes from the context, which is only at hand before the first wait.
     let client = client();
@@ -170,6 +177,15 @@ mod tests {
         texts.take(SteerEvent::Done { result: SteerResult { steered: whole, ..SteerResult::default() } });
         assert_eq!(texts.column(Column::Steered).len(), 2);
         assert!(texts.done);
+    }
+
+    #[test]
+    fn texts_are_stale_once_a_setting_differs() {
+        let made = SteerAddress { prompt: "hello".into(), ..SteerAddress::default() };
+        let texts = Texts { settings: Some(made.clone()), ..Texts::default() };
+        assert!(!texts.are_stale(&SteerAddress { run: true, ..made.clone() }));
+        assert!(texts.are_stale(&SteerAddress { seed: 1, ..made }));
+        assert!(!Texts::default().are_stale(&SteerAddress::default()), "no texts, nothing stale");
     }
 
     #[test]

@@ -21,7 +21,8 @@ fn url(content: &[u8]) -> String {
 }
 
 async fn load(worker: &mut Worker<BrowserHost>, sample: &Sample, force_cpu: bool) -> GpuReply {
-    let request = GpuRequest::Load { weights_url: url(&sample.file()), config_url: url(&sample.config()), force_cpu };
+    let (weights_url, config_url) = (url(&sample.file()), url(&sample.config()));
+    let request = GpuRequest::Load { id: 1, weights_url, config_url, force_cpu };
     worker.handle(&serde_json::to_string(&request).unwrap(), &[]).await.reply
 }
 
@@ -39,7 +40,15 @@ async fn encodes_like_the_twin(force_cpu: bool) -> GpuReply {
 async fn webgpu_encodes_like_the_twin() {
     let loaded = encodes_like_the_twin(false).await;
     match loaded {
-        GpuReply::Loaded { path: ComputePath::WebGpu, adapter, reason: None, latents: 4096, d_model: 96, k: 16 } => {
+        GpuReply::Loaded {
+            id: 1,
+            path: ComputePath::WebGpu,
+            adapter,
+            reason: None,
+            latents: 4096,
+            d_model: 96,
+            k: 16,
+        } => {
             assert!(!adapter.is_empty(), "the adapter has a name");
         }
         // Where there is no WebGPU the reason is visible, and a failure where a GPU is required.
@@ -60,13 +69,16 @@ async fn the_cpu_path_encodes_like_the_twin() {
 #[wasm_bindgen_test]
 async fn a_missing_file_is_a_clear_failure() {
     let request = GpuRequest::Load {
+        id: 5,
         weights_url: "blob:nothing-here".to_owned(),
         config_url: "blob:nothing-here".to_owned(),
         force_cpu: false,
     };
     let answer = worker().handle(&serde_json::to_string(&request).unwrap(), &[]).await;
     match answer.reply {
-        GpuReply::Failed { id: None, detail } => assert!(detail.starts_with("could not fetch blob:"), "{detail}"),
+        GpuReply::Failed { id: Some(5), detail, lost: false } => {
+            assert!(detail.starts_with("could not fetch blob:"), "{detail}")
+        }
         other => panic!("{other:?}"),
     }
 }

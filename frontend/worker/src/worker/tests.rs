@@ -85,7 +85,7 @@ fn ask(worker: &mut Worker<MemoryHost>, request: &GpuRequest, buffers: &[Vec<u8>
 
 fn load(worker: &mut Worker<MemoryHost>, force_cpu: bool) -> GpuReply {
     let (weights_url, config_url) = ("sae".to_owned(), "cfg".to_owned());
-    ask(worker, &GpuRequest::Load { weights_url, config_url, force_cpu }, &[]).reply
+    ask(worker, &GpuRequest::Load { id: 1, weights_url, config_url, force_cpu }, &[]).reply
 }
 
 fn detail(reply: GpuReply) -> String {
@@ -99,9 +99,16 @@ fn detail(reply: GpuReply) -> String {
 fn the_cpu_path_loads_encodes_and_maps() {
     let sample = Sample::new(301, 15, 7);
     let mut worker = worker(&sample);
-    let reason = Some("the CPU path was asked for".to_owned());
-    let loaded =
-        GpuReply::Loaded { path: ComputePath::Cpu, adapter: String::new(), reason, latents: 301, d_model: 15, k: 7 };
+    let reason = Some("as asked for in the address".to_owned());
+    let loaded = GpuReply::Loaded {
+        id: 1,
+        path: ComputePath::Cpu,
+        adapter: String::new(),
+        reason,
+        latents: 301,
+        d_model: 15,
+        k: 7,
+    };
     assert_eq!(load(&mut worker, true), loaded);
 
     let answer = ask(&mut worker, &GpuRequest::Encode { id: 9, tokens: 6 }, &[sample.hidden_bytes(6)]);
@@ -120,7 +127,9 @@ fn the_gpu_path_gives_the_same() {
     let sample = Sample::new(1000, 36, 32);
     let mut worker = worker(&sample);
     match load(&mut worker, false) {
-        GpuReply::Loaded { path: ComputePath::WebGpu, reason: None, latents: 1000, d_model: 36, k: 32, .. } => {}
+        GpuReply::Loaded {
+            id: 1, path: ComputePath::WebGpu, reason: None, latents: 1000, d_model: 36, k: 32, ..
+        } => {}
         GpuReply::Loaded { path: ComputePath::Cpu, reason: Some(reason), .. } => {
             assert!(std::env::var("LMM_SCOPE_REQUIRE_GPU").as_deref() != Ok("1"), "{reason}");
             eprintln!("SKIP: {reason}. The GPU path was NOT tested (set LMM_SCOPE_REQUIRE_GPU=1 to fail).");
@@ -129,6 +138,25 @@ fn the_gpu_path_gives_the_same() {
     }
     let answer = ask(&mut worker, &GpuRequest::Encode { id: 1, tokens: 20 }, &[sample.hidden_bytes(20)]);
     sample.assert_encoded(&answer, 1, 20);
+}
+
+#[test]
+fn a_lost_device_says_so_and_the_next_load_gets_a_new_one() {
+    let sample = Sample::new(300, 24, 8);
+    let mut worker = worker(&sample);
+    load(&mut worker, false);
+    let Some(Engine::Gpu(engine)) = &worker.engine else {
+        eprintln!("SKIP: no GPU here. The loss of a device was NOT tested.");
+        return;
+    };
+    engine.lose();
+    let encode = GpuRequest::Encode { id: 2, tokens: 4 };
+    let answer = ask(&mut worker, &encode, &[sample.hidden_bytes(4)]);
+    assert!(matches!(answer.reply, GpuReply::Failed { id: Some(2), lost: true, .. }), "{:?}", answer.reply);
+    let loaded = load(&mut worker, false);
+    assert!(matches!(loaded, GpuReply::Loaded { path: ComputePath::WebGpu, .. }), "{loaded:?}");
+    let answer = ask(&mut worker, &encode, &[sample.hidden_bytes(4)]);
+    sample.assert_encoded(&answer, 2, 4);
 }
 
 #[test]
@@ -141,7 +169,7 @@ fn progress_counts_the_encoder_and_ends_full() {
     let received: Vec<u64> = posts
         .iter()
         .map(|post| match *post {
-            GpuReply::Progress { received, total: of } if of == total => received,
+            GpuReply::Progress { id: 1, received, total: of } if of == total => received,
             ref other => panic!("{other:?}"),
         })
         .collect();
@@ -171,7 +199,8 @@ fn a_truncated_file_says_where_it_ends() {
         let detail = detail(load(&mut worker, true));
         assert!(detail.starts_with(&format!("sae ends after {length} bytes")), "{length}: {detail}");
         let later = ask(&mut worker, &GpuRequest::Encode { id: 3, tokens: 1 }, &[sample.hidden_bytes(1)]);
-        assert_eq!(later.reply, GpuReply::Failed { id: Some(3), detail: "no SAE is loaded yet".to_owned() });
+        let missing = GpuReply::Failed { id: Some(3), detail: "no SAE is loaded yet".to_owned(), lost: false };
+        assert_eq!(later.reply, missing);
     }
 }
 
