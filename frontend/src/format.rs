@@ -57,7 +57,7 @@ pub fn name_or_index(label: Option<&str>, index: u32) -> String {
 
 /// A token as people can see it: white space made visible.
 pub fn visible_token(token: &str) -> String {
-    let token = token.replace('\u{120}', " ").replace('\u{2581}', " ").replace('\u{10a}', "\n");
+    let token = token.replace(['\u{120}', '\u{2581}'], " ").replace('\u{10a}', "\n");
     let token = token.replace('\n', "↵");
     match token.as_str() {
         "" => "∅".into(),

@@ -56,7 +56,7 @@ impl Gpu {
     /// Bytes one binding of a storage buffer may have.
     #[must_use]
     pub fn max_binding_bytes(&self) -> u64 {
-        self.device.limits().max_storage_buffer_binding_size.into()
+        self.device.limits().max_storage_buffer_binding_size
     }
 
     /// The first trouble since the device was created, if any.

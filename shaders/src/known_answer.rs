@@ -54,8 +54,8 @@ async fn check_map(gpu: &Gpu) -> Result<(), Error> {
     let answer = FeatureMap::new(gpu).map(gpu, &top, 7, 0, shape).await?;
     let expected = cpu::feature_map::feature_map(&top, 7, 0, shape)?;
     let worst = answer.iter().zip(&expected).find(|(answer, expected)| {
-        // Written so that a NaN is found.
-        !((*answer - *expected).abs() <= 1e-3)
+        let off = (*answer - *expected).abs();
+        off.is_nan() || off > 1e-3
     });
     match worst {
         Some((answer, expected)) => {

@@ -84,7 +84,7 @@ fn typing_narrows_the_list_without_a_reload() -> anyhow::Result<()> {
             demo.features(&format!("q={word}&perPage=48"))?.features.iter().map(|feature| feature.index).collect();
         ensure!(!expected.is_empty(), "nothing is found for “{word}”");
         page.until("what was found", async || Ok(cards(page).await? == expected)).await?;
-        ensure!(page.path().await?.contains("?q="), "the search is not in the address");
+        page.until("the search in the address", async || Ok(page.path().await?.contains("?q="))).await?;
         ensure!(page.js::<bool>("return window.__same_document === true", vec![]).await?, "the page was reloaded");
         Ok(())
     })

@@ -108,8 +108,9 @@ async fn finished(page: &Page) -> anyhow::Result<[String; 3]> {
     page.wait_for("three whole texts", async || {
         let failed = page.text("error-message").await?;
         ensure!(failed.is_empty(), "the page says: {failed}");
-        let texts = texts(page).await?;
+        // In this order: texts read before the end may be cut.
         let done = page.text("steer-run").await? == "Run";
+        let texts = texts(page).await?;
         Ok((done && texts.iter().all(|text| !text.is_empty())).then_some(texts))
     })
     .await

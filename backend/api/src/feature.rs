@@ -60,14 +60,22 @@ impl Category {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Score {
-    /// In 0..=1 for IoU.
+    /// In 0..=1.
     pub value: f32,
     /// The same score of the same label on random pictures' maps.
     pub baseline: f32,
-    /// e.g. `iou`, `pmi`.
+    /// e.g. `iou`, `token share`, `caption share`.
     pub explanation_score_type_name: String,
     /// What computed it, e.g. `dissect (exact masks)`.
     pub explanation_score_model_name: String,
+}
+
+impl Score {
+    /// Whether lists may order and filter by it. Shares of words are measured on the pictures or texts that chose the
+    /// word: they are high for any label, and would crowd out what was measured on others.
+    pub fn ranks(&self) -> bool {
+        !self.explanation_score_type_name.ends_with(" share")
+    }
 }
 
 /// What somebody (a person, a model, a method) says a feature is about.
@@ -77,7 +85,7 @@ pub struct Score {
 pub struct Explanation {
     pub id: String,
     pub description: String,
-    /// Method: `dissect` or `words`.
+    /// Method: `dissect`, `token` or `words`.
     pub type_name: String,
     /// Author model or method, for people.
     pub explanation_model_name: String,
@@ -247,4 +255,16 @@ pub struct Neighbours {
     pub by_decoder: Vec<Neighbour>,
     /// Features that fire on the same patches.
     pub by_firing: Vec<Neighbour>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_of_words_do_not_rank() {
+        let score = |name: &str| Score { explanation_score_type_name: name.into(), ..Score::default() };
+        assert!(score("iou").ranks());
+        assert!(!score("token share").ranks() && !score("caption share").ranks());
+    }
 }

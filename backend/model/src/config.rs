@@ -173,7 +173,7 @@ impl LlavaNextConfig {
     fn check(&self, text_json: &Value) -> Result<(), String> {
         let (text, vision) = (&self.text_config, &self.vision_config);
         let divides = |what: &str, whole: usize, part: usize| {
-            if part == 0 || whole % part != 0 {
+            if part == 0 || !whole.is_multiple_of(part) {
                 Err(format!("{what}: {whole} is not a multiple of {part}"))
             } else {
                 Ok(())

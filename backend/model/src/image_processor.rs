@@ -24,6 +24,7 @@ pub struct ImageProcessor {
 fn clip_mean() -> [f32; 3] {
     [0.481_454_66, 0.457_827_5, 0.408_210_73]
 }
+#[expect(clippy::excessive_precision, reason = "as CLIP's preprocessor_config.json prints it")]
 fn clip_std() -> [f32; 3] {
     [0.268_629_54, 0.261_302_58, 0.275_777_11]
 }

@@ -80,7 +80,7 @@ pub fn top_k_of_row(row: &[f32], k: usize) -> Vec<(u32, f32)> {
 
 /// Top k of each row of a `[tokens, latents]` matrix.
 pub fn top_k(pre: &[f32], latents: usize, k: usize) -> TopK {
-    let tokens = if latents == 0 { 0 } else { pre.len() / latents };
+    let tokens = pre.len().checked_div(latents).unwrap_or_default();
     let mut out = TopK { tokens, k, indices: vec![0; tokens * k], acts: vec![0.0; tokens * k] };
     for (token, row) in pre.chunks_exact(latents.max(1)).enumerate() {
         for (slot, (index, act)) in top_k_of_row(row, k).into_iter().enumerate() {

@@ -226,7 +226,7 @@ impl Importer<'_> {
         .bind(feature.index)
         .bind(label)
         .bind(explanation.map_or(api::Category::Unknown, |explanation| explanation.category).as_str())
-        .bind(best.map(|score| score.value))
+        .bind(best.filter(|score| score.ranks()).map(|score| score.value))
         .bind(best.map(serde_json::to_string).transpose().map_err(StoreError::row("score"))?)
         .bind(feature.max_act_approx)
         .bind(feature.frac_nonzero)

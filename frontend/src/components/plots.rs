@@ -10,7 +10,8 @@ fn score_name(score: &Score) -> (String, &'static str) {
         "iou" => {
             ("IoU".into(), "overlap of the lit area with the labelled thing: intersection over union, 1 is perfect")
         }
-        "pmi" => ("PMI".into(), "how much more often the word is in the captions where the feature fires"),
+        "token share" => ("token".into(), "share of the feature's activation in texts that falls on this token"),
+        "caption share" => ("captions".into(), "share of the feature's top pictures whose caption has the first word"),
         other => (other.to_owned(), "a score of the label"),
     }
 }

@@ -246,7 +246,7 @@ impl Client for FixtureClient {
         let maps: Vec<Vec<f32>> = (0..8).map(|index| frontend::heat::dense(&activation(index, number))).collect();
         let (mut top_indices, mut top_acts) = (Vec::new(), Vec::new());
         for patch in 0..64 {
-            let mut row: Vec<(u32, f32)> = (0..8).map(|index| (index, maps[index as usize][patch])).collect();
+            let mut row: Vec<(u32, f32)> = (0..).zip(maps.iter().map(|map| map[patch])).collect();
             row.sort_by(|a, b| b.1.total_cmp(&a.1));
             for (index, act) in row.into_iter().take(4) {
                 top_indices.push(index);

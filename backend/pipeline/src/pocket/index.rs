@@ -368,13 +368,16 @@ fn explain<B: Backend>(
             .map(|firing| cache.pictures[firing.picture].picture.caption.as_str())
             .collect();
         let words = dissect::words_by_pmi(&captions, &priors.words, cache.pictures.len());
-        let first = words.first()?.1;
+        let (first, _) = words.first()?;
+        let has = |caption: &&&str| dissect::caption_words(caption).contains(first);
+        let share = captions.iter().filter(has).count() as f32 / captions.len().max(1) as f32;
+        let everywhere = priors.words.get(first).copied().unwrap_or_default() as f32;
         let list = words.iter().map(|(word, _)| word.as_str()).collect::<Vec<_>>().join(", ");
         let score = Score {
-            value: first,
-            baseline: 0.0,
-            explanation_score_type_name: "pmi".into(),
-            explanation_score_model_name: "caption words, bits × share of top pictures".into(),
+            value: share,
+            baseline: everywhere / cache.pictures.len() as f32,
+            explanation_score_type_name: "caption share".into(),
+            explanation_score_model_name: "captions of the top pictures that have the first word".into(),
         };
         (format!("pictures with: {list}"), Category::Unknown, "words", "caption words", score)
     };

@@ -130,7 +130,7 @@ impl<B: Backend> HiddenStates<'_, B> {
                 let scene = Scene::random(self.sprites, Style::Seen, seed);
                 pixels.extend(processor.normalise(&scene.draw(self.sprites, side).picture));
                 // Chats and bare pictures are different prompts, so they go into different batches.
-                if seed / 64 % 2 == 0 {
+                if (seed / 64).is_multiple_of(2) {
                     self.writer.scene_chat(self.sprites, &scene, TEXT_TOKENS, &mut ChaCha8Rng::seed_from_u64(seed))
                 } else {
                     self.writer.scene_caption(self.sprites, &scene, 16)
