@@ -24,7 +24,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## build everything and open the pocket demo on http://127.0.0.1:8080
-	@cargo build --package xtask --package server
+	@cargo build --workspace --bins
 	@"$(BIN)/xtask" setup --demo
 	@"$(BIN)/xtask" bundle
 	@"$(BIN)/lmm-scope" serve $(SERVE)
