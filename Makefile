@@ -29,14 +29,14 @@ demo: ## build everything and open the pocket demo on http://127.0.0.1:8080
 	@"$(BIN)/xtask" bundle
 	@"$(BIN)/lmm-scope" serve $(SERVE)
 
-test: ## everything: format, clippy, native tests, journeys and kernels in headless Chromium
+test: ## everything: format, clippy (with CUDA), native tests, journeys and kernels in headless Chromium
 	$(call phase,format,cargo fmt --all --check)
 	$(call phase,build,cargo build --workspace --bins --examples --tests)
 	$(call phase,setup,"$(BIN)/xtask" setup)
 	$(call phase,bundles,"$(BIN)/xtask" bundle)
 	$(call phase,tests,LMM_SCOPE_BIN="$(BIN)/lmm-scope" cargo nextest run --workspace)
 	$(call phase,kernels in Chromium,$(WASM_TESTS))
-	$(call phase,clippy,cargo clippy --workspace --all-targets $(STYLE))
+	$(call phase,clippy,cargo clippy --workspace --all-targets --features server/cuda $(STYLE))
 
 journeys: ## only the journeys through the page in headless Chromium
 	$(call phase,build,cargo build --workspace --bins --examples --tests)
@@ -46,7 +46,7 @@ journeys: ## only the journeys through the page in headless Chromium
 
 check: ## style and types only, native and wasm: the quick look before a commit
 	$(call phase,format,cargo fmt --all --check)
-	$(call phase,clippy,cargo clippy --workspace --all-targets $(STYLE))
+	$(call phase,clippy,cargo clippy --workspace --all-targets --features server/cuda $(STYLE))
 	$(call phase,setup,cargo xtask setup --demo)
 	$(call phase,clippy of the browser crates,$(call clippy-wasm))
 
@@ -54,8 +54,13 @@ clippy-wasm = cargo clippy --package frontend --no-default-features --features h
 	cargo clippy --package gpu-worker $(WASM) $(STYLE) && \
 	cargo clippy --package shaders --tests $(WASM) $(STYLE)
 
-bench: ## measure the GPU kernels against their CPU twins
-	@cargo run --package shaders --example bench
+# A Python with torch and transformers, for the ratios: make bench PYTHON=venv/bin/python
+PYTHON ?= python3
+
+bench: ## measure the GPU kernels against their CPU twins, and the CPU path against PyTorch
+	@cargo build --workspace --bins --examples --tests
+	@"$(BIN)/examples/bench"
+	@PYTHON="$(PYTHON)" "$(BIN)/examples/beside_pytorch"
 
 fmt: ## format every Rust file
 	@cargo fmt --all

@@ -2,9 +2,11 @@
 //! serde only, so that the page, the worker and the server share one definition.
 //!
 //! One module per thing a person can name: [`source`], [`feature`], [`activation`], [`picture`], [`steer`],
-//! [`extract`], [`problem`], and [`gpu`] for what the page says to its GPU worker.
+//! [`attribute`], [`extract`], [`engine`], [`problem`], and [`gpu`] for what the page says to its GPU worker.
 
 pub mod activation;
+pub mod attribute;
+pub mod engine;
 pub mod extract;
 pub mod feature;
 pub mod gpu;
@@ -14,7 +16,9 @@ pub mod source;
 pub mod steer;
 
 pub use activation::{Activation, ActivationImage, ActivationKind, Activations, TextActivation};
-pub use extract::{EXTRACT_KINDS_HEADER, ExtractQuery, TokenKind, TokenSpan};
+pub use attribute::{AttributeRequest, AttributeResult, AttributedFeature, Passes, VerifiedFeature, VocabularyToken};
+pub use engine::EngineInfo;
+pub use extract::{EXTRACT_KINDS_HEADER, ExtractDtype, ExtractQuery, TokenKind, TokenSpan};
 pub use feature::{
     Category, Explanation, Feature, FeatureList, FeatureQuery, FeatureSort, FeatureSummary, Histogram, Neighbour,
     Neighbours, Score,
@@ -23,5 +27,6 @@ pub use picture::{Picture, PictureActivations, PictureList, PictureObject, Rect}
 pub use problem::{ErrorCode, Problem};
 pub use source::{Provenance, Source};
 pub use steer::{
-    Column, Positions, SteerEvent, SteerFeature, SteerMethod, SteerRequest, SteerResult, SteeredText, TextToken,
+    Alternative, Column, Positions, SteerEvent, SteerFeature, SteerMethod, SteerRequest, SteerResult, SteeredText,
+    TextToken,
 };

@@ -1,4 +1,4 @@
-//! `POST /api/v1/{model}/{source}/steer`: original, reconstructed and steered text, streamed as SSE.
+//! `POST …/steer`: original, reconstructed and steered text, streamed as SSE.
 
 use crate::source::Provenance;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,9 @@ pub enum SteerMethod {
     Clamp,
     /// Add `strength` times the decoder row to the stream.
     SimpleAdditive,
+    /// Set the stream's component along the decoder row, as a unit vector, to `strength`; the rest stays.
+    #[serde(rename = "ORTHOGONAL_DECOMP")]
+    Orthogonal,
     /// Set the latent to zero.
     Ablate,
 }
@@ -54,8 +57,8 @@ impl Positions {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SteerFeature {
     pub index: u32,
-    /// Clamp value (0 or more; 0 takes the feature out, as `ABLATE` does), or the factor of the decoder row; ignored
-    /// by `ABLATE`.
+    /// Clamp value (0 or more; 0 takes the feature out, as `ABLATE` does), the factor of the decoder row, or the
+    /// stream's new component along it; ignored by `ABLATE`.
     pub strength: f32,
 }
 
@@ -67,6 +70,12 @@ pub struct SteerRequest {
     pub features: Vec<SteerFeature>,
     pub steer_method: SteerMethod,
     pub positions: Positions,
+    /// Exactly these positions of the prompt, counted from 0, instead of `positions`; at most 4,096.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_positions: Option<Vec<u32>>,
+    /// Keep what the SAE does not reconstruct in the stream, in the reconstructed and in the steered text: the
+    /// reconstructed one is then the original.
+    pub keep_error: bool,
     /// Goes through the chat template.
     pub prompt: String,
     /// Id of a demo picture, if one is shown.
@@ -78,6 +87,11 @@ pub struct SteerRequest {
     /// New tokens at most; 0 means the default of 64, at most 256.
     pub n_tokens: u32,
     pub seed: u64,
+    /// Draw from the smallest set of tokens with at least this probability; without it, from all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f32>,
+    /// The likeliest tokens that are listed beside each chosen one, at most 10.
+    pub top_alternatives: u32,
 }
 
 /// Which of the three texts.
@@ -93,6 +107,16 @@ pub enum Column {
     Steered,
 }
 
+/// A token that could have been chosen.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Alternative {
+    pub text: String,
+    pub id: u32,
+    /// Natural log of its probability.
+    pub logprob: f32,
+}
+
 /// One generated token.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -101,6 +125,9 @@ pub struct TextToken {
     pub id: u32,
     /// Natural log of its probability.
     pub logprob: f32,
+    /// The likeliest tokens at this place, if they were asked for, likeliest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<Alternative>,
 }
 
 /// SSE events (`event: steer`, JSON in `data`).
@@ -141,5 +168,9 @@ pub struct SteerResult {
     pub steer_method: SteerMethod,
     #[serde(default)]
     pub positions: Positions,
+    #[serde(rename = "tokenPositions", default, skip_serializing_if = "Option::is_none")]
+    pub token_positions: Option<Vec<u32>>,
+    #[serde(rename = "keepError", default)]
+    pub keep_error: bool,
     pub provenance: Provenance,
 }

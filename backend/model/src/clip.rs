@@ -11,7 +11,7 @@ use burn::module::{Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::{sigmoid, softmax};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 /// Patch embedding, positions, blocks.
 #[derive(Module, Debug)]
@@ -43,6 +43,15 @@ struct ClipBlock<B: Backend> {
     fc1: Linear<B>,
     fc2: Linear<B>,
     heads: usize,
+}
+
+/// Attention scores computed at once, 64 MiB of them: the five tiles of an 8B model's picture have 27 million.
+const SCORES_AT_ONCE: usize = 1 << 24;
+
+/// A layer norm in f32, whatever the stream's format.
+fn normed<B: Backend>(norm: &LayerNorm<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let dtype = x.dtype();
+    norm.forward(x.cast(DType::F32)).cast(dtype)
 }
 
 /// `x · σ(1.702 x)`: CLIP's approximation of GELU.
@@ -94,8 +103,8 @@ impl<B: Backend> ClipBlock<B> {
     }
 
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let x = x.clone() + self.attention(self.norm1.forward(x));
-        let mlp = self.fc2.forward(quick_gelu(self.fc1.forward(self.norm2.forward(x.clone()))));
+        let x = x.clone() + self.attention(normed(&self.norm1, x));
+        let mlp = self.fc2.forward(quick_gelu(self.fc1.forward(normed(&self.norm2, x.clone()))));
         x + mlp
     }
 
@@ -104,9 +113,17 @@ impl<B: Backend> ClipBlock<B> {
         let [batch, positions, hidden] = x.dims();
         let head = hidden / self.heads;
         let split = |t: Tensor<B, 3>| t.reshape([batch, positions, self.heads, head]).swap_dims(1, 2);
+        let dtype = x.dtype();
         let (q, k, v) = (self.q.forward(x.clone()), self.k.forward(x.clone()), self.v.forward(x));
-        let scores = split(q).matmul(split(k).swap_dims(2, 3)) / (head as f64).sqrt();
-        let mixed = softmax(scores, 3).matmul(split(v));
+        let (k, v) = (split(k), split(v));
+        let q = split(q).mul_scalar((head as f64).sqrt().recip());
+        let together = (SCORES_AT_ONCE / (self.heads * positions * positions)).clamp(1, batch);
+        let mixed = (0..batch).step_by(together).map(|first| {
+            let of = |t: &Tensor<B, 4>| t.clone().narrow(0, first, together.min(batch - first));
+            let scores = of(&q).matmul(of(&k).swap_dims(2, 3)).cast(DType::F32);
+            softmax(scores, 3).cast(dtype).matmul(of(&v))
+        });
+        let mixed = Tensor::cat(mixed.collect(), 0);
         self.out.forward(mixed.swap_dims(1, 2).reshape([batch, positions, hidden]))
     }
 }
@@ -118,13 +135,22 @@ impl<B: Backend> ClipVision<B> {
     /// - pixels: `[batch, 3, side, side]`, normalised
     /// - output: `[batch, positions, hidden]`; the class token, if any, is position 0
     pub fn hidden_at(&self, pixels: Tensor<B, 4>, layer: usize) -> Tensor<B, 3> {
+        self.blocks_forward(self.embed(pixels), 0..layer)
+    }
+
+    /// Blocks `range` alone: `[batch, positions, hidden]` in and out.
+    pub fn blocks_forward(&self, x: Tensor<B, 3>, range: std::ops::Range<usize>) -> Tensor<B, 3> {
+        self.blocks[range].iter().fold(x, |x, block| block.forward(x))
+    }
+
+    /// What the first block sees: patches, positions and the class token, normalised.
+    fn embed(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
         let embedded = match (&self.patch, &self.stem) {
             (Some(patch), _) => patch.forward(pixels),
             (None, Some(stem)) => stem.forward(pixels),
             (None, None) => unreachable!("VisionConfig::init makes one of the two"),
         };
-        let embedded = embedded + self.position.val().unsqueeze();
-        self.blocks.iter().take(layer).fold(self.pre_norm.forward(embedded), |x, block| block.forward(x))
+        normed(&self.pre_norm, embedded + self.position.val().unsqueeze())
     }
 
     /// Number of blocks.

@@ -1,11 +1,12 @@
-//! `config.json` of a LLaVA-NeXT checkpoint (Hugging Face `LlavaNextConfig`).
+//! `config.json` of a LLaVA-NeXT checkpoint (Hugging Face `LlavaNextConfig`): Llama-3, Vicuna and Mistral inside.
 
 use crate::{Error, stem::StemConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 
-/// The language model (Hugging Face `LlamaConfig`). `transformers` leaves out what equals its defaults.
+/// The language model (Hugging Face `LlamaConfig` or `MistralConfig`). `transformers` leaves out what equals its
+/// defaults, and those differ between the two.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TextConfig {
@@ -24,7 +25,18 @@ pub struct TextConfig {
     /// One id or several.
     pub eos_token_id: Option<OneOrMany>,
     pub tie_word_embeddings: bool,
+    /// Mistral: a token sees this many, itself included. Absent: all before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sliding_window: Option<usize>,
 }
+
+/// Numbers of `MistralConfig` that differ from `LlamaConfig`'s. Its `num_key_value_heads` is 8 even without the key.
+const MISTRAL_DEFAULTS: [(&str, u64); 4] = [
+    ("intermediate_size", 14_336),
+    ("num_key_value_heads", 8),
+    ("max_position_embeddings", 131_072),
+    ("sliding_window", 4096),
+];
 
 impl Default for TextConfig {
     /// The defaults of `LlamaConfig`.
@@ -43,6 +55,7 @@ impl Default for TextConfig {
             bos_token_id: Some(1),
             eos_token_id: Some(OneOrMany::One(2)),
             tie_word_embeddings: false,
+            sliding_window: None,
         }
     }
 }
@@ -138,6 +151,14 @@ fn select_strategy_default() -> String {
 
 /// Writes out what depends on other keys.
 fn fill_text_config(text: &mut serde_json::Map<String, Value>) {
+    if text.get("model_type").and_then(Value::as_str) == Some("mistral") {
+        for (key, value) in MISTRAL_DEFAULTS {
+            text.entry(key).or_insert_with(|| value.into());
+        }
+    } else {
+        // Only Mistral has one; other families' files may carry the key without meaning it.
+        text.remove("sliding_window");
+    }
     if text.get("num_key_value_heads").is_none_or(Value::is_null) {
         let default = || Value::from(TextConfig::default().num_attention_heads);
         let heads = text.get("num_attention_heads").cloned().unwrap_or_else(default);
@@ -150,12 +171,41 @@ fn fill_text_config(text: &mut serde_json::Map<String, Value>) {
     }
 }
 
+/// Settings that the code takes for granted: absent, or exactly this.
+fn check_fixed_settings(json: &Value) -> Result<(), String> {
+    let family = json["text_config"]["model_type"].as_str().unwrap_or("llama");
+    if !["llama", "mistral"].contains(&family) {
+        return Err(format!("text model_type {family:?}: only \"llama\" and \"mistral\" are supported"));
+    }
+    let fixed = [
+        ("/text_config/hidden_act", Value::from("silu")),
+        ("/text_config/attention_bias", false.into()),
+        ("/text_config/mlp_bias", false.into()),
+        ("/vision_config/hidden_act", "quick_gelu".into()),
+        ("/vision_config/num_channels", 3.into()),
+        ("/projector_hidden_act", "gelu".into()),
+        ("/multimodal_projector_bias", true.into()),
+    ];
+    for (key, expected) in fixed {
+        match json.pointer(key) {
+            Some(found) if *found != expected && !found.is_null() => {
+                let key = key[1..].replace('/', ".");
+                return Err(format!("{key} {found}: only {expected} is supported"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 impl LlavaNextConfig {
     /// Reads `config.json` in `dir` and checks that its sizes fit together.
     pub fn load(dir: &Path) -> Result<Self, Error> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
-        Self::from_json(&text).map_err(|reason| Error::bad_file(&path, reason))
+        let mut config = Self::from_json(&text).map_err(|reason| Error::bad_file(&path, reason))?;
+        config.read_generation_config(dir)?;
+        Ok(config)
     }
 
     fn from_json(text: &str) -> Result<Self, String> {
@@ -164,13 +214,35 @@ impl LlavaNextConfig {
             fill_text_config(text_config);
         }
         let config = Self::deserialize(&json).map_err(|error| error.to_string())?;
-        config.check(&json["text_config"])?;
+        config.check(&json)?;
         Ok(config)
     }
 
+    /// Adds the stop tokens of `generation_config.json`, which is what `transformers` generates by, if there is one.
+    fn read_generation_config(&mut self, dir: &Path) -> Result<(), Error> {
+        #[derive(Deserialize)]
+        struct GenerationConfig {
+            eos_token_id: Option<OneOrMany>,
+        }
+        let path = dir.join("generation_config.json");
+        if !path.exists() {
+            return Ok(());
+        }
+        let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
+        let read: GenerationConfig = serde_json::from_str(&text).map_err(|error| Error::bad_file(&path, error))?;
+        if let Some(ids) = read.eos_token_id {
+            let mut all = self.stop_tokens();
+            all.extend(ids.to_vec().into_iter().filter(|id| !self.stop_tokens().contains(id)));
+            self.text_config.eos_token_id = Some(OneOrMany::Many(all));
+        }
+        Ok(())
+    }
+
     /// The first contradiction between sizes, or the first setting that would be computed wrongly, in words.
-    /// `text_json` is the language model's part of the file, with the keys that [`TextConfig`] does not have.
-    fn check(&self, text_json: &Value) -> Result<(), String> {
+    /// `json` is the whole file, with the keys that these types do not have.
+    fn check(&self, json: &Value) -> Result<(), String> {
+        check_fixed_settings(json)?;
+        let text_json = &json["text_config"];
         let (text, vision) = (&self.text_config, &self.vision_config);
         let divides = |what: &str, whole: usize, part: usize| {
             if part == 0 || !whole.is_multiple_of(part) {
@@ -192,6 +264,14 @@ impl LlavaNextConfig {
             return Err(format!("rope_type {rope_type}: only plain rotary positions (\"default\") are supported"));
         }
         divides("num_attention_heads by num_key_value_heads", text.num_attention_heads, text.num_key_value_heads)?;
+        if text.sliding_window == Some(0) {
+            return Err("sliding_window 0: a token must see itself".into());
+        }
+        for (what, count) in [("text num_hidden_layers", text.num_hidden_layers), ("vocab_size", text.vocab_size)] {
+            if count == 0 {
+                return Err(format!("{what} is 0"));
+            }
+        }
         divides("vision hidden_size by num_attention_heads", vision.hidden_size, vision.num_attention_heads)?;
         divides("image_size by patch_size", vision.image_size, vision.patch_size)?;
         for pinpoint in &self.image_grid_pinpoints {
@@ -276,6 +356,13 @@ mod tests {
         let expected = VisionConfig { image_size: 336, patch_size: 14, ..VisionConfig::default() };
         assert_eq!(config.vision_config, expected);
 
+        plain["text_config"] = json!({ "model_type": "mistral", "rope_theta": 1e6, "sliding_window": null });
+        let mistral = read(&plain).unwrap().text_config;
+        assert_eq!((mistral.num_key_value_heads, mistral.intermediate_size, mistral.sliding_window), (8, 14_336, None));
+        assert_eq!(mistral.max_position_embeddings, 131_072);
+        plain["text_config"] = json!({ "model_type": "mistral" });
+        assert_eq!(read(&plain).unwrap().text_config.sliding_window, Some(4096));
+
         plain["text_config"] = json!({ "rope_parameters": { "rope_theta": 5e5, "rope_type": "default" } });
         assert_eq!(read(&plain).unwrap().text_config.rope_theta, 5e5);
     }
@@ -293,6 +380,10 @@ mod tests {
             ("rope_scaling", json!({ "rope_type": "llama3", "factor": 8.0 })),
             ("rope_parameters", json!({ "rope_type": "yarn" })),
             ("num_key_value_heads", json!(5)),
+            ("model_type", json!("qwen2")),
+            ("hidden_act", json!("gelu")),
+            ("attention_bias", json!(true)),
+            ("num_hidden_layers", json!(0)),
         ] {
             let named = if key == "rope_parameters" { "rope_type" } else { key };
             let error = text(key, value).unwrap_err();

@@ -27,11 +27,23 @@ pub enum Error {
     UnknownFeature { index: usize, latents: usize },
     #[error("layer {layer} does not exist: the model has {blocks} blocks (0 to {})", blocks - 1)]
     UnknownLayer { layer: usize, blocks: usize },
+    #[error("vision block {block} does not exist: the vision tower has {blocks} blocks (0 to {})", blocks - 1)]
+    UnknownVisionBlock { block: usize, blocks: usize },
+    #[error("{what} are not finite: the checkpoint holds NaN or infinite weights, or its numbers overflow the dtype")]
+    NotFinite { what: String },
 }
 
 impl Error {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_path_buf(), source }
+    }
+
+    /// Fails if a value is NaN or infinite; `what` is said in the error.
+    pub fn check_finite(what: &str, values: &[f32]) -> Result<(), Self> {
+        if values.iter().all(|value| value.is_finite()) {
+            return Ok(());
+        }
+        Err(Self::NotFinite { what: what.to_string() })
     }
 
     pub(crate) fn bad_file(path: &Path, reason: impl std::fmt::Display) -> Self {

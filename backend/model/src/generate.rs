@@ -1,14 +1,14 @@
 //! Autoregressive generation: prefill in one pass, then one token at a time with a KV cache.
 
 use crate::Error;
-use crate::intervention::{Intervention, PositionKind};
-use crate::llama::KvCache;
+use crate::batch::{Batch, RowId, Step};
+use crate::intervention::Intervention;
 use crate::lmm::{Lmm, Prepared};
-use crate::weights::f32_from_tensor;
-use burn::tensor::{Tensor, backend::Backend};
-use rand::{Rng, SeedableRng};
+use burn::tensor::backend::Backend;
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// How to pick tokens and when to stop.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,22 +19,26 @@ pub struct GenerateOptions {
     /// Keep the smallest set of tokens with at least this probability; 1 keeps all.
     pub top_p: f32,
     pub seed: u64,
+    /// So many of the likeliest tokens are told with each token.
+    pub top_alternatives: usize,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_new_tokens: 64, temperature: 0.0, top_p: 1.0, seed: 0 }
+        Self { max_new_tokens: 64, temperature: 0.0, top_p: 1.0, seed: 0, top_alternatives: 0 }
     }
 }
 
 /// One generated token.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct GeneratedToken {
     pub id: u32,
     /// What it adds to the text; empty while a multi-byte character is incomplete.
     pub text: String,
     /// Natural log of its probability at temperature 1.
     pub logprob: f32,
+    /// The likeliest tokens here and the natural logs of their probabilities, likeliest first.
+    pub alternatives: Vec<(u32, f32)>,
 }
 
 /// A finished text.
@@ -44,10 +48,45 @@ pub struct Generation {
     pub tokens: Vec<GeneratedToken>,
 }
 
+impl Generation {
+    /// Ids of the tokens, the stop token not among them.
+    pub fn token_ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|token| token.id).collect()
+    }
+}
+
+/// The three texts of a steering run. Only the difference between the last two is the features'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// The model as it is.
+    Original,
+    /// The SAE's reconstruction in the stream, nothing changed.
+    Reconstructed,
+    /// The reconstruction with the features changed.
+    Steered,
+}
+
+impl Variant {
+    pub const ALL: [Self; 3] = [Self::Original, Self::Reconstructed, Self::Steered];
+}
+
+/// The three texts, whole.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Steered {
+    pub original: Generation,
+    pub reconstructed: Generation,
+    pub steered: Generation,
+}
+
+/// The interventions of the three texts, in the order of [`Variant::ALL`].
+pub fn variants<B: Backend>(intervention: &Intervention<B>) -> [Option<Arc<Intervention<B>>>; 3] {
+    [None, Some(Arc::new(intervention.reconstruction())), Some(Arc::new(intervention.clone()))]
+}
+
 /// Generates from a prepared prompt; `on_token` sees each token and may stop the run.
 ///
 /// # Errors
-/// An intervention that names a feature or a block that does not exist.
+/// An intervention that names a feature or a block that does not exist; numbers that are not finite.
 pub fn generate<B: Backend>(
     lmm: &Lmm<B>,
     prepared: &Prepared,
@@ -55,59 +94,63 @@ pub fn generate<B: Backend>(
     intervention: Option<&Intervention<B>>,
     on_token: &mut dyn FnMut(&GeneratedToken) -> ControlFlow<()>,
 ) -> Result<Generation, Error> {
-    let blocks = lmm.net.language.depth();
-    if let Some(intervention) = intervention {
-        intervention.check()?;
-        if intervention.layer >= blocks {
-            return Err(Error::UnknownLayer { layer: intervention.layer, blocks });
-        }
-    }
-    let room = lmm.config.text_config.max_position_embeddings.saturating_sub(prepared.input_ids.len());
-    let stop_tokens = lmm.config.stop_tokens();
-    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-    let mut cache = KvCache::new(blocks);
-    let kinds: Vec<PositionKind> = prepared.kinds().into_iter().map(PositionKind::Prompt).collect();
-    let mut logits = step(lmm, lmm.embed(prepared), &mut cache, intervention, &kinds);
-    let mut ids = Vec::new();
-    let mut generation = Generation::default();
-    for _ in 0..options.max_new_tokens.min(room) {
-        let (id, logprob) = pick(&logits, options, &mut rng);
-        if stop_tokens.contains(&id) {
-            break;
-        }
-        ids.push(id);
-        let text = new_text(lmm, &ids, generation.text.len())?;
-        generation.text.push_str(&text);
-        let token = GeneratedToken { id, text, logprob };
-        let flow = on_token(&token);
-        generation.tokens.push(token);
-        if flow.is_break() {
-            break;
-        }
-        let embedded = lmm.net.language.embed(lmm.ids(&[id]));
-        logits = step(lmm, embedded, &mut cache, intervention, &[PositionKind::Generated]);
-    }
-    Ok(generation)
+    let variant = intervention.map(|intervention| Arc::new(intervention.clone()));
+    let mut texts = together(lmm, prepared, options, &[variant], &mut |_, token| on_token(token))?;
+    Ok(texts.pop().unwrap_or_default())
 }
 
-/// One pass over new positions; logits of the last one.
-fn step<B: Backend>(
+/// Generates the three texts side by side; what they share, up to the hook point, is computed once.
+///
+/// # Errors
+/// As [`generate`].
+pub fn steer<B: Backend>(
     lmm: &Lmm<B>,
-    x: Tensor<B, 3>,
-    cache: &mut KvCache<B>,
-    intervention: Option<&Intervention<B>>,
-    kinds: &[PositionKind],
-) -> Vec<f32> {
-    let hidden = lmm.net.language.cached_forward(x, cache, |layer, x| match intervention {
-        Some(intervention) if intervention.layer == layer => intervention.apply(x.squeeze_dim(0), kinds).unsqueeze(),
-        _ => x,
-    });
-    let last = hidden.dims()[1] - 1;
-    f32_from_tensor(lmm.net.language.logits(hidden.narrow(1, last, 1)))
+    prepared: &Prepared,
+    options: &GenerateOptions,
+    intervention: &Intervention<B>,
+    on_token: &mut dyn FnMut(Variant, &GeneratedToken) -> ControlFlow<()>,
+) -> Result<Steered, Error> {
+    let mut tell = |row: usize, token: &GeneratedToken| on_token(Variant::ALL[row], token);
+    let mut texts = together(lmm, prepared, options, &variants(intervention), &mut tell)?.into_iter();
+    let mut next = || texts.next().unwrap_or_default();
+    Ok(Steered { original: next(), reconstructed: next(), steered: next() })
+}
+
+/// One text for each variant, in order. A run that `on_token` stops returns what there is.
+fn together<B: Backend>(
+    lmm: &Lmm<B>,
+    prepared: &Prepared,
+    options: &GenerateOptions,
+    variants: &[Option<Arc<Intervention<B>>>],
+    on_token: &mut dyn FnMut(usize, &GeneratedToken) -> ControlFlow<()>,
+) -> Result<Vec<Generation>, Error> {
+    let mut batch = Batch::new(lmm);
+    let ids: Vec<RowId> = batch.join(prepared, options, variants)?;
+    let mut texts = vec![Generation::default(); ids.len()];
+    while !batch.is_empty() {
+        for (id, step) in batch.step()? {
+            let Some(row) = ids.iter().position(|known| *known == id) else { continue };
+            let Step::Token(token) = step else { continue };
+            let flow = on_token(row, &token);
+            texts[row].text.push_str(&token.text);
+            texts[row].tokens.push(token);
+            if flow.is_break() {
+                return Ok(texts);
+            }
+        }
+    }
+    Ok(texts)
+}
+
+/// A chosen token.
+pub(crate) struct Picked {
+    pub id: u32,
+    pub logprob: f32,
+    pub alternatives: Vec<(u32, f32)>,
 }
 
 /// The part of the decoded text that is new; empty while it ends inside a character.
-fn new_text<B: Backend>(lmm: &Lmm<B>, ids: &[u32], shown: usize) -> Result<String, Error> {
+pub(crate) fn new_text<B: Backend>(lmm: &Lmm<B>, ids: &[u32], shown: usize) -> Result<String, Error> {
     let text = lmm.tokenizer.decode(ids, true).map_err(|error| Error::Tokenizer(error.to_string()))?;
     if text.ends_with('\u{fffd}') {
         return Ok(String::new());
@@ -116,13 +159,29 @@ fn new_text<B: Backend>(lmm: &Lmm<B>, ids: &[u32], shown: usize) -> Result<Strin
 }
 
 /// Picks a token and gives its log-probability at temperature 1.
-fn pick(logits: &[f32], options: &GenerateOptions, rng: &mut ChaCha8Rng) -> (u32, f32) {
+pub(crate) fn pick(logits: &[f32], options: &GenerateOptions, rng: &mut ChaCha8Rng) -> Picked {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let log_sum = logits.iter().map(|logit| (logit - max).exp()).sum::<f32>().ln() + max;
     let best = || logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0))).map_or(0, |(i, _)| i);
     let index =
         if options.temperature <= 0.0 { best() } else { sample(logits, max, options, rng).unwrap_or_else(best) };
-    (index as u32, logits[index] - log_sum)
+    let alternatives = likeliest(logits, options.top_alternatives);
+    let alternatives = alternatives.into_iter().map(|(id, logit)| (id, logit - log_sum)).collect();
+    Picked { id: index as u32, logprob: logits[index] - log_sum, alternatives }
+}
+
+/// The `n` largest values and their places, largest first, ties by lower place.
+pub(crate) fn likeliest(values: &[f32], n: usize) -> Vec<(u32, f32)> {
+    let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let n = n.min(values.len());
+    if n == 0 {
+        return Vec::new();
+    }
+    let mut all: Vec<(u32, f32)> = values.iter().enumerate().map(|(i, &value)| (i as u32, value)).collect();
+    all.select_nth_unstable_by(n - 1, order);
+    all.truncate(n);
+    all.sort_unstable_by(order);
+    all
 }
 
 /// Draws from the softmax at `temperature`, cut to the nucleus `top_p`.

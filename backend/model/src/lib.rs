@@ -8,16 +8,27 @@
 //!                                                                                 block `layer` ─▶ hidden states ─ sae ─▶ features
 //! ```
 //!
+//! What is done with it: [`generate`] and [`batch`] (texts, with an [`intervention`] at a [`hook`]), [`attribution`]
+//! (which features made the model say it), [`lens`] (what a position says in words).
+//!
 //! Everything is generic over `B: Backend`. Checkpoints are Hugging Face folders; see [`weights`].
 
 pub mod anyres;
+pub mod attribution;
+pub mod batch;
 pub mod chat;
 pub mod clip;
 pub mod config;
+pub mod dtype;
 pub mod error;
 pub mod generate;
+pub mod hook;
+#[cfg(not(target_family = "wasm"))]
+pub mod hub;
+
 pub mod image_processor;
 pub mod intervention;
+pub mod lens;
 pub mod llama;
 pub mod llava;
 pub mod lmm;
@@ -27,14 +38,21 @@ pub mod testing;
 pub mod tokenize;
 pub mod weights;
 
+pub use attribution::{AttributeOptions, Attribution, attribute};
 pub use config::LlavaNextConfig;
+pub use dtype::Dtype;
 pub use error::Error;
-pub use generate::{GenerateOptions, GeneratedToken, Generation, generate};
+pub use generate::{GenerateOptions, GeneratedToken, Generation, Steered, Variant, generate, steer};
+pub use hook::Hook;
 pub use intervention::{Edit, EditOp, Intervention, Positions};
 pub use llava::LlavaNext;
 pub use lmm::{Lmm, Prepared, PromptInput, Span, SpanKind};
-pub use sae::{Sae, SaeConfig, TopK};
+pub use sae::{Sae, SaeConfig, SaeFile, TopK};
 
 /// The CPU backend of the server.
 #[cfg(feature = "flex")]
 pub type Cpu = burn::backend::Flex;
+
+/// NVIDIA GPUs; `libcuda` and NVRTC are loaded when it is first used.
+#[cfg(feature = "cuda")]
+pub type Cuda = burn::backend::Cuda;

@@ -6,10 +6,10 @@
 use crate::Error;
 use crate::config::TextConfig;
 use crate::weights::TensorIo;
-use burn::module::{Module, Param};
+use burn::module::{AutodiffModule, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig};
 use burn::tensor::activation::{silu, softmax};
-use burn::tensor::{Bool, Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData, backend::Backend};
 
 /// The decoder with its embedding and unembedding.
 #[derive(Module, Debug)]
@@ -20,6 +20,7 @@ pub struct Llama<B: Backend> {
     /// Absent when the embedding is tied.
     lm_head: Option<Linear<B>>,
     rope_theta: f64,
+    sliding_window: Option<usize>,
 }
 
 /// One decoder block.
@@ -51,62 +52,251 @@ impl<B: Backend> RmsNorm<B> {
         Self { gamma: Initializer::Ones.init([d], device), epsilon }
     }
 
+    /// In f32, rounded to the stream's format at the end.
     fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let mean_square = x.clone().powf_scalar(2.0).mean_dim(D - 1);
-        x / (mean_square + self.epsilon).sqrt() * self.gamma.val().unsqueeze()
+        let dtype = x.dtype();
+        let x = x.cast(DType::F32);
+        let mean_square = x.clone().square().mean_dim(D - 1);
+        ((x / (mean_square + self.epsilon).sqrt()) * self.gamma.val().unsqueeze()).cast(dtype)
     }
 }
 
-/// Cosines and sines of the rotary embedding for a run of positions: `[positions, head_dim]` each.
+/// Cosines and sines of the rotary embedding for a run of positions: `[rows or 1, 1, positions, head_dim]` each.
 #[derive(Debug, Clone)]
 pub struct Rope<B: Backend> {
-    cos: Tensor<B, 2>,
-    sin: Tensor<B, 2>,
+    cos: Tensor<B, 4>,
+    sin: Tensor<B, 4>,
 }
 
 impl<B: Backend> Rope<B> {
-    /// Positions `start .. start + count`; frequencies `θ^(−2i/d)`, each used twice (Hugging Face's half-split form).
-    pub fn new(start: usize, count: usize, head_dim: usize, theta: f64, device: &B::Device) -> Self {
-        let angle = |position: usize, i: usize| {
-            let pair = i % (head_dim / 2);
-            position as f64 * theta.powf(-2.0 * pair as f64 / head_dim as f64)
+    /// For each row, positions `starts[row] .. starts[row] + count`; frequencies `θ^(−2i/d)`, each used twice (Hugging
+    /// Face's half-split form). Computed in f32, as `transformers` does, and rounded to `dtype` at the end.
+    pub fn new(starts: &[usize], count: usize, head_dim: usize, theta: f64, dtype: DType, device: &B::Device) -> Self {
+        let frequency = |i: usize| (1.0 / theta.powf(2.0 * (i % (head_dim / 2)) as f64 / head_dim as f64)) as f32;
+        let frequencies: Vec<f32> = (0..head_dim).map(frequency).collect();
+        let table = |f: fn(f32) -> f32| {
+            let positions = starts.iter().flat_map(|&start| start..start + count);
+            let values: Vec<f32> =
+                positions.flat_map(|position| frequencies.iter().map(move |w| f(position as f32 * w))).collect();
+            let data = TensorData::new(values, [starts.len(), 1, count, head_dim]);
+            Tensor::<B, 4>::from_data(data, (device, DType::F32)).cast(dtype)
         };
-        let table = |f: fn(f64) -> f64| {
-            let values: Vec<f32> = (start..start + count)
-                .flat_map(|position| (0..head_dim).map(move |i| f(angle(position, i)) as f32))
-                .collect();
-            Tensor::from_data(TensorData::new(values, [count, head_dim]), device)
-        };
-        Self { cos: table(f64::cos), sin: table(f64::sin) }
+        Self { cos: table(f32::cos), sin: table(f32::sin) }
     }
 
-    /// `x · cos + rotate_half(x) · sin` on `[batch, heads, positions, head_dim]`.
+    /// `x · cos + rotate_half(x) · sin` on `[rows, heads, positions, head_dim]`.
     fn apply(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let head_dim = x.dims()[3];
         let first = x.clone().narrow(3, 0, head_dim / 2);
         let second = x.clone().narrow(3, head_dim / 2, head_dim / 2);
         let rotated = Tensor::cat(vec![second.neg(), first], 3);
-        x * self.cos.clone().unsqueeze() + rotated * self.sin.clone().unsqueeze()
+        x * self.cos.clone() + rotated * self.sin.clone()
     }
 }
 
-/// Keys and values of the tokens seen so far, one entry per block: `[batch, kv_heads, positions, head_dim]`.
+/// Queries that are looked at together: bounds the score matrix, and skips what later queries alone would see.
+const QUERY_BLOCK: usize = 256;
+
+/// Neighbouring queries of a run and the keys they may see; the same for every block of the model.
+#[derive(Debug, Clone)]
+struct QueryBlock<B: Backend> {
+    first: usize,
+    count: usize,
+    /// The first so many keys, at most, are seen.
+    keys: usize,
+    /// True where attention is forbidden: `[rows or 1, 1, count, keys]`. `None`: all keys are seen.
+    mask: Option<Tensor<B, 4, Bool>>,
+}
+
+/// Blocks of `positions` queries after `past` positions. A query sees the keys before it and itself, `window` at most,
+/// and not the padding on the left of its row (`pads`, one for each row; empty: none).
+fn query_blocks<B: Backend>(
+    past: usize,
+    positions: usize,
+    window: Option<usize>,
+    pads: &[usize],
+    device: &B::Device,
+) -> Vec<QueryBlock<B>> {
+    let padded = pads.iter().any(|&pad| pad > 0);
+    let pads = if padded { pads } else { &[0] };
+    let block = |first: usize| {
+        let count = QUERY_BLOCK.min(positions - first);
+        let (start, keys) = (past + first, past + first + count);
+        let slides = window.is_some_and(|window| keys > window);
+        if count == 1 && !padded && !slides {
+            return QueryBlock { first, count, keys, mask: None };
+        }
+        let hidden = |pad: usize, query: usize, key: usize| {
+            key > query || key < pad || window.is_some_and(|window| key + window <= query)
+        };
+        let cells = pads
+            .iter()
+            .flat_map(|&pad| (start..keys).flat_map(move |query| (0..keys).map(move |key| hidden(pad, query, key))));
+        let data = TensorData::new(cells.collect::<Vec<bool>>(), [pads.len(), 1, count, keys]);
+        QueryBlock { first, count, keys, mask: Some(Tensor::from_data(data, device)) }
+    };
+    (0..positions).step_by(QUERY_BLOCK).map(block).collect()
+}
+
+/// `softmax(q kᵀ / √d + mask) v` with `heads / kv_heads` query heads for each key/value head.
+///
+/// # Shapes
+/// - q: `[rows, heads, positions, head_dim]`
+/// - k, v: `[rows, kv_heads, past + positions, head_dim]`
+/// - output: as q
+fn grouped_attention<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    blocks: &[QueryBlock<B>],
+) -> Tensor<B, 4> {
+    let [rows, heads, _, head_dim] = q.dims();
+    let kv_heads = k.dims()[1];
+    let group = heads / kv_heads;
+    let dtype = q.dtype();
+    let q = q.mul_scalar((head_dim as f64).sqrt().recip());
+    let mixed = |&QueryBlock { first, count, keys, ref mask }: &QueryBlock<B>| {
+        // Query heads of one group are neighbours: they share one product with their keys.
+        let q = q.clone().narrow(2, first, count).reshape([rows, kv_heads, group * count, head_dim]);
+        let scores = q.matmul(k.clone().narrow(2, 0, keys).swap_dims(2, 3));
+        let scores = scores.reshape([rows, heads, count, keys]).cast(DType::F32);
+        let scores = match mask {
+            Some(mask) => scores.mask_fill(mask.clone().expand([rows, heads, count, keys]), f32::MIN / 2.0),
+            None => scores,
+        };
+        let weights = softmax(scores, 3).cast(dtype).reshape([rows, kv_heads, group * count, keys]);
+        weights.matmul(v.clone().narrow(2, 0, keys)).reshape([rows, heads, count, head_dim])
+    };
+    let mut parts: Vec<Tensor<B, 4>> = blocks.iter().map(mixed).collect();
+    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 2) }
+}
+
+/// Keys and values of one block, `[rows, kv_heads, capacity, head_dim]`: the first positions are in use.
+#[derive(Debug, Clone)]
+struct KeysValues<B: Backend> {
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+}
+
+/// Positions by which a full cache grows: appending a token then writes one token.
+const CACHE_STEP: usize = 64;
+
+/// Keys and values of the tokens seen so far, of one or several sequences (*rows*) of one length. Shorter rows are padded
+/// on the left.
 #[derive(Debug, Clone)]
 pub struct KvCache<B: Backend> {
-    blocks: Vec<Option<(Tensor<B, 4>, Tensor<B, 4>)>>,
+    blocks: Vec<Option<KeysValues<B>>>,
     positions: usize,
+    pads: Vec<usize>,
 }
 
 impl<B: Backend> KvCache<B> {
-    /// An empty cache for `blocks` blocks.
+    /// An empty cache of one row for `blocks` blocks.
     pub fn new(blocks: usize) -> Self {
-        Self { blocks: vec![None; blocks], positions: 0 }
+        Self { blocks: vec![None; blocks], positions: 0, pads: vec![0] }
     }
 
-    /// Tokens held.
+    /// Positions held, padding included.
     pub fn positions(&self) -> usize {
         self.positions
     }
+
+    /// Sequences held.
+    pub fn rows(&self) -> usize {
+        self.pads.len()
+    }
+
+    /// Tokens of each row: where its next one stands.
+    fn next_positions(&self) -> Vec<usize> {
+        let same = self.pads.windows(2).all(|pair| pair[0] == pair[1]);
+        let pads = if same { &self.pads[..1] } else { &self.pads[..] };
+        pads.iter().map(|pad| self.positions - pad).collect()
+    }
+
+    /// Makes `rows` copies of a cache of one row.
+    pub fn expand(&mut self, rows: usize) {
+        if rows == 1 {
+            return;
+        }
+        let repeat = |t: Tensor<B, 4>| t.repeat_dim(0, rows);
+        self.blocks = std::mem::take(&mut self.blocks)
+            .into_iter()
+            .map(|block| block.map(|KeysValues { k, v }| KeysValues { k: repeat(k), v: repeat(v) }))
+            .collect();
+        self.pads = vec![self.pads[0]; rows];
+    }
+
+    /// Adds the rows of another cache; the shorter of the two is padded on the left.
+    pub fn join(&mut self, other: Self) {
+        let positions = self.positions.max(other.positions);
+        let (mine, theirs) = (positions - self.positions, positions - other.positions);
+        let held = [self.positions, other.positions];
+        let pads = self.pads.iter().map(|pad| pad + mine).chain(other.pads.iter().map(|pad| pad + theirs)).collect();
+        self.blocks = std::mem::take(&mut self.blocks)
+            .into_iter()
+            .zip(other.blocks)
+            .map(|pair| {
+                let (Some(a), Some(b)) = pair else { return None };
+                let padded = |t: Tensor<B, 4>, held: usize| left_padded(t.narrow(2, 0, held), positions);
+                let both = |a, b| Tensor::cat(vec![padded(a, held[0]), padded(b, held[1])], 0);
+                Some(KeysValues { k: both(a.k, b.k), v: both(a.v, b.v) })
+            })
+            .collect();
+        (self.positions, self.pads) = (positions, pads);
+    }
+
+    /// Keeps these rows, in this order, and forgets padding that all of them have.
+    pub fn keep(&mut self, rows: &[usize]) {
+        let pads: Vec<usize> = rows.iter().map(|&row| self.pads[row]).collect();
+        let spare = pads.iter().copied().min().unwrap_or_default();
+        let positions = self.positions - spare;
+        for KeysValues { k, v } in self.blocks.iter_mut().flatten() {
+            let kept = |t: &Tensor<B, 4>| {
+                let picked: Vec<Tensor<B, 4>> = rows.iter().map(|&row| t.clone().narrow(0, row, 1)).collect();
+                Tensor::cat(picked, 0).narrow(2, spare, positions)
+            };
+            (*k, *v) = (kept(k), kept(v));
+        }
+        (self.positions, self.pads) = (positions, pads.iter().map(|pad| pad - spare).collect());
+    }
+
+    /// Appends the new positions of one block; everything it holds afterwards.
+    fn append(&mut self, block: usize, k: Tensor<B, 4>, v: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let (held, new) = (self.positions, k.dims()[2]);
+        let store = |buffer: Tensor<B, 4>, new_part: Tensor<B, 4>| {
+            let [rows, heads, capacity, head_dim] = buffer.dims();
+            let buffer = if held + new <= capacity {
+                buffer
+            } else {
+                let more = [rows, heads, held + new + CACHE_STEP - capacity, head_dim];
+                let room = Tensor::zeros(more, (&new_part.device(), new_part.dtype()));
+                Tensor::cat(vec![buffer, room], 2)
+            };
+            buffer.slice_assign([0..rows, 0..heads, held..held + new, 0..head_dim], new_part)
+        };
+        let KeysValues { k, v } = match self.blocks[block].take() {
+            Some(buffers) => KeysValues { k: store(buffers.k, k), v: store(buffers.v, v) },
+            None => KeysValues { k, v },
+        };
+        let whole = (k.clone().narrow(2, 0, held + new), v.clone().narrow(2, 0, held + new));
+        self.blocks[block] = Some(KeysValues { k, v });
+        whole
+    }
+
+    /// Counts positions that every block has appended.
+    fn advance(&mut self, positions: usize) {
+        self.positions += positions;
+    }
+}
+
+/// Zeros on the left of dimension 2, up to `positions`.
+fn left_padded<B: Backend>(t: Tensor<B, 4>, positions: usize) -> Tensor<B, 4> {
+    let [rows, heads, held, head_dim] = t.dims();
+    if held == positions {
+        return t;
+    }
+    let zeros = Tensor::zeros([rows, heads, positions - held, head_dim], (&t.device(), t.dtype()));
+    Tensor::cat(vec![zeros, t], 2)
 }
 
 impl TextConfig {
@@ -124,6 +314,7 @@ impl TextConfig {
             norm: RmsNorm::new(self.hidden_size, self.rms_norm_eps, device),
             lm_head: (!self.tie_word_embeddings).then(head),
             rope_theta: self.rope_theta,
+            sliding_window: self.sliding_window,
         }
     }
 }
@@ -153,70 +344,28 @@ impl<B: Backend> LlamaBlock<B> {
         }
     }
 
-    /// # Shapes
-    /// - x, output: `[batch, positions, d_model]`
-    /// - mask: `[positions, past + positions]`, true where attention is forbidden; `None` for a single new token
+    /// One block over new positions; `with_past` puts the earlier keys and values before the new ones.
+    ///
+    /// x, output: `[rows, positions, d_model]`
     fn forward(
         &self,
         x: Tensor<B, 3>,
         rope: &Rope<B>,
-        mask: Option<&Tensor<B, 2, Bool>>,
-        cache: Option<&mut Option<(Tensor<B, 4>, Tensor<B, 4>)>>,
+        queries: &[QueryBlock<B>],
+        with_past: impl FnOnce(Tensor<B, 4>, Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>),
     ) -> Tensor<B, 3> {
-        let x = x.clone() + self.attention(self.input_norm.forward(x), rope, mask, cache);
+        let [rows, positions, d_model] = x.dims();
+        let normed = self.input_norm.forward(x.clone());
+        let split = |t: Tensor<B, 3>, heads: usize| t.reshape([rows, positions, heads, self.head_dim]).swap_dims(1, 2);
+        let q = rope.apply(split(self.q.forward(normed.clone()), self.heads));
+        let k = rope.apply(split(self.k.forward(normed.clone()), self.kv_heads));
+        let (k, v) = with_past(k, split(self.v.forward(normed), self.kv_heads));
+        let mixed = grouped_attention(q, k, v, queries);
+        let x = x + self.o.forward(mixed.swap_dims(1, 2).reshape([rows, positions, d_model]));
         let normed = self.post_norm.forward(x.clone());
         let gated = silu(self.gate.forward(normed.clone())) * self.up.forward(normed);
         x + self.down.forward(gated)
     }
-
-    fn attention(
-        &self,
-        x: Tensor<B, 3>,
-        rope: &Rope<B>,
-        mask: Option<&Tensor<B, 2, Bool>>,
-        cache: Option<&mut Option<(Tensor<B, 4>, Tensor<B, 4>)>>,
-    ) -> Tensor<B, 3> {
-        let [batch, positions, d_model] = x.dims();
-        let split = |t: Tensor<B, 3>, heads: usize| t.reshape([batch, positions, heads, self.head_dim]).swap_dims(1, 2);
-        let q = rope.apply(split(self.q.forward(x.clone()), self.heads));
-        let mut k = rope.apply(split(self.k.forward(x.clone()), self.kv_heads));
-        let mut v = split(self.v.forward(x), self.kv_heads);
-        if let Some(cache) = cache {
-            if let Some((past_k, past_v)) = cache.take() {
-                k = Tensor::cat(vec![past_k, k], 2);
-                v = Tensor::cat(vec![past_v, v], 2);
-            }
-            *cache = Some((k.clone(), v.clone()));
-        }
-        let (k, v) = (self.repeat_kv(k), self.repeat_kv(v));
-        let mut scores = q.matmul(k.swap_dims(2, 3)) / (self.head_dim as f64).sqrt();
-        if let Some(mask) = mask {
-            let shape = scores.dims();
-            scores = scores.mask_fill(mask.clone().unsqueeze::<4>().expand(shape), f32::MIN / 2.0);
-        }
-        let mixed = softmax(scores, 3).matmul(v);
-        self.o.forward(mixed.swap_dims(1, 2).reshape([batch, positions, d_model]))
-    }
-
-    /// Each key/value head serves `heads / kv_heads` query heads: `[b, kv, t, h]` to `[b, heads, t, h]`.
-    fn repeat_kv(&self, t: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [batch, kv_heads, positions, head_dim] = t.dims();
-        let group = self.heads / kv_heads;
-        if group == 1 {
-            return t;
-        }
-        t.reshape([batch, kv_heads, 1, positions, head_dim]).repeat_dim(2, group).reshape([
-            batch,
-            kv_heads * group,
-            positions,
-            head_dim,
-        ])
-    }
-}
-
-/// True above the diagonal: position `i` (absolute `past + i`) must not see later ones.
-fn causal_mask<B: Backend>(past: usize, positions: usize, device: &B::Device) -> Tensor<B, 2, Bool> {
-    Tensor::<B, 2, Bool>::tril_mask([positions, past + positions], past as i64, device)
 }
 
 impl<B: Backend> Llama<B> {
@@ -230,37 +379,79 @@ impl<B: Backend> Llama<B> {
         self.embed.forward(ids)
     }
 
-    /// Runs blocks `range` over the whole sequence without a cache (training, extraction).
+    /// Runs blocks `range` over whole sequences without a cache (training, extraction): `[rows, positions, d_model]`.
     pub fn blocks_forward(&self, x: Tensor<B, 3>, range: std::ops::Range<usize>) -> Tensor<B, 3> {
-        let [_, positions, _] = x.dims();
-        let device = x.device();
         let Some(first) = self.blocks.first() else { return x };
-        let rope = Rope::new(0, positions, first.head_dim, self.rope_theta, &device);
-        let mask = causal_mask(0, positions, &device);
-        self.blocks[range].iter().fold(x, |x, block| block.forward(x, &rope, Some(&mask), None))
+        let (positions, device) = (x.dims()[1], x.device());
+        let rope = Rope::new(&[0], positions, first.head_dim, self.rope_theta, x.dtype(), &device);
+        let queries = query_blocks(0, positions, self.sliding_window, &[], &device);
+        self.blocks[range].iter().fold(x, |x, block| block.forward(x, &rope, &queries, |k, v| (k, v)))
     }
 
-    /// Runs all blocks over new tokens with a cache; `hook(layer, x)` may replace the output of each block.
-    ///
-    /// x: `[batch, new positions, d_model]`; the output has the same shape, before the final norm.
+    /// Runs blocks `range` over new tokens with a cache: `[rows, new positions, d_model]` in and out, before the final
+    /// norm. The run that reaches the last block ends the step: its positions count as held.
     pub fn cached_forward(
         &self,
         x: Tensor<B, 3>,
         cache: &mut KvCache<B>,
-        mut hook: impl FnMut(usize, Tensor<B, 3>) -> Tensor<B, 3>,
+        range: std::ops::Range<usize>,
     ) -> Tensor<B, 3> {
-        let [_, positions, _] = x.dims();
-        let device = x.device();
         let Some(first) = self.blocks.first() else { return x };
-        let past = cache.positions;
-        let rope = Rope::new(past, positions, first.head_dim, self.rope_theta, &device);
-        let mask = (positions > 1).then(|| causal_mask(past, positions, &device));
-        let mut x = x;
-        for (layer, (block, slot)) in self.blocks.iter().zip(&mut cache.blocks).enumerate() {
-            x = hook(layer, block.forward(x, &rope, mask.as_ref(), Some(slot)));
+        let (positions, device) = (x.dims()[1], x.device());
+        let rope = Rope::new(&cache.next_positions(), positions, first.head_dim, self.rope_theta, x.dtype(), &device);
+        let queries = query_blocks(cache.positions, positions, self.sliding_window, &cache.pads, &device);
+        let ends = range.end == self.blocks.len();
+        let x =
+            range.fold(x, |x, layer| self.blocks[layer].forward(x, &rope, &queries, |k, v| cache.append(layer, k, v)));
+        if ends {
+            cache.advance(positions);
         }
-        cache.positions += positions;
         x
+    }
+
+    /// The gradient at the input of block `layer`, given the one at its output; the block is run again for it.
+    ///
+    /// x: the block's input `[1, positions, d_model]`; gradient: the same shape, in f32 or the model's format.
+    pub fn block_vjp(&self, layer: usize, x: Tensor<B, 3>, gradient: Tensor<B, 3>) -> Tensor<B, 3> {
+        type Tape<B> = burn::backend::Autodiff<B>;
+        let block = <LlamaBlock<Tape<B>> as AutodiffModule<Tape<B>>>::from_inner(self.blocks[layer].clone()).no_grad();
+        let x = Tensor::<Tape<B>, 3>::from_inner(x).require_grad();
+        let (positions, device) = (x.dims()[1], x.device());
+        let rope = Rope::new(&[0], positions, block.head_dim, self.rope_theta, x.dtype(), &device);
+        let queries = query_blocks(0, positions, self.sliding_window, &[], &device);
+        let y = block.forward(x.clone(), &rope, &queries, |k, v| (k, v));
+        let gradient = gradient.cast(y.dtype());
+        let mut gradients = (y * Tensor::from_inner(gradient)).sum().backward();
+        x.grad_remove(&mut gradients).unwrap_or_else(|| x.inner().zeros_like())
+    }
+
+    /// Logits of the last of `[1, d_model]` stream positions and the gradient of `logits[answer] − logits[baseline]`
+    /// there.
+    pub fn difference_vjp(&self, last: Tensor<B, 2>, answer: usize, baseline: usize) -> (f32, Tensor<B, 2>) {
+        type Tape<B> = burn::backend::Autodiff<B>;
+        let norm = <RmsNorm<Tape<B>> as AutodiffModule<Tape<B>>>::from_inner(self.norm.clone()).no_grad();
+        let rows = self.unembedding_rows(&[answer, baseline]);
+        let direction = rows.clone().narrow(0, 0, 1) - rows.narrow(0, 1, 1);
+        let last = Tensor::<Tape<B>, 2>::from_inner(last).require_grad();
+        let difference = (norm.forward(last.clone()) * Tensor::from_inner(direction)).sum();
+        let mut gradients = difference.backward();
+        let value = crate::weights::f32_from_tensor(difference.inner()).first().copied().unwrap_or(f32::NAN);
+        let gradient = last.grad_remove(&mut gradients).unwrap_or_else(|| last.inner().zeros_like());
+        (value, gradient)
+    }
+
+    /// Rows of the unembedding: `[ids, d_model]`.
+    fn unembedding_rows(&self, ids: &[usize]) -> Tensor<B, 2> {
+        let row = |&id: &usize| match &self.lm_head {
+            Some(head) => head.weight.val().narrow(1, id, 1).transpose(),
+            None => self.embed.weight.val().narrow(0, id, 1),
+        };
+        Tensor::cat(ids.iter().map(row).collect(), 0)
+    }
+
+    /// The embedding matrix `[vocabulary, d_model]`.
+    pub fn embedding(&self) -> Tensor<B, 2> {
+        self.embed.weight.val()
     }
 
     /// Final norm and unembedding: `[batch, positions, d_model]` to `[batch, positions, vocabulary]`.
@@ -277,17 +468,17 @@ impl<B: Backend> Llama<B> {
         io.embedding(&format!("{path}.model.embed_tokens"), &mut self.embed)?;
         for (b, block) in self.blocks.iter_mut().enumerate() {
             let path = format!("{path}.model.layers.{b}");
-            io.param(&format!("{path}.input_layernorm.weight"), &mut block.input_norm.gamma)?;
+            io.param_f32(&format!("{path}.input_layernorm.weight"), &mut block.input_norm.gamma)?;
             io.linear(&format!("{path}.self_attn.q_proj"), &mut block.q)?;
             io.linear(&format!("{path}.self_attn.k_proj"), &mut block.k)?;
             io.linear(&format!("{path}.self_attn.v_proj"), &mut block.v)?;
             io.linear(&format!("{path}.self_attn.o_proj"), &mut block.o)?;
-            io.param(&format!("{path}.post_attention_layernorm.weight"), &mut block.post_norm.gamma)?;
+            io.param_f32(&format!("{path}.post_attention_layernorm.weight"), &mut block.post_norm.gamma)?;
             io.linear(&format!("{path}.mlp.gate_proj"), &mut block.gate)?;
             io.linear(&format!("{path}.mlp.up_proj"), &mut block.up)?;
             io.linear(&format!("{path}.mlp.down_proj"), &mut block.down)?;
         }
-        io.param(&format!("{path}.model.norm.weight"), &mut self.norm.gamma)?;
+        io.param_f32(&format!("{path}.model.norm.weight"), &mut self.norm.gamma)?;
         match &mut self.lm_head {
             Some(head) => io.linear(&format!("{path}.lm_head"), head),
             None => Ok(()),

@@ -4,6 +4,7 @@ use crate::Error;
 use crate::anyres::TileGrid;
 use crate::clip::ClipVision;
 use crate::config::LlavaNextConfig;
+use crate::dtype::Dtype;
 use crate::llama::Llama;
 use crate::weights::{Checkpoint, Loader, Saver, TensorIo};
 use burn::module::{Module, Param};
@@ -52,10 +53,10 @@ impl LlavaNextConfig {
 }
 
 impl<B: Backend> LlavaNext<B> {
-    /// Loads `dir` (config.json and safetensors) onto `device`.
-    pub fn load(config: &LlavaNextConfig, dir: &Path, device: &B::Device) -> Result<Self, Error> {
+    /// Loads `dir` (config.json and safetensors) onto `device`, to be computed in `dtype`.
+    pub fn load(config: &LlavaNextConfig, dir: &Path, device: &B::Device, dtype: Dtype) -> Result<Self, Error> {
         let checkpoint = Checkpoint::open(dir)?;
-        let mut loader = Loader::new(&checkpoint);
+        let mut loader = Loader::new(&checkpoint, dtype);
         let mut model = config.init(device);
         model.tensors(&mut loader)?;
         loader.finish()?;
@@ -82,15 +83,31 @@ impl<B: Backend> LlavaNext<B> {
 
     /// Tiles to projected patch features: `[tiles, 3, side, side]` to `[tiles, grid², d_model]`.
     pub fn patch_tokens(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
-        let features = self.vision.hidden_at(pixels, self.feature_layer);
+        self.project(self.vision.hidden_at(pixels, self.feature_layer))
+    }
+
+    /// Tower features at `vision_feature_layer` to patch features: `[tiles, positions, hidden]` to
+    /// `[tiles, grid², d_model]`.
+    fn project(&self, features: Tensor<B, 3>) -> Tensor<B, 3> {
         let [_, positions, _] = features.dims();
         let features = if self.drop_class { features.narrow(1, 1, positions - 1) } else { features };
         self.projector.linear_2.forward(gelu(self.projector.linear_1.forward(features)))
     }
 
+    /// Picture tokens from the tower's output of block `block`, which may have been changed:
+    /// `[tiles, positions, hidden]` to `[tokens, d_model]`.
+    pub fn image_tokens_from(&self, hidden: Tensor<B, 3>, block: usize, tiles: Option<&TileGrid>) -> Tensor<B, 2> {
+        let features = self.vision.blocks_forward(hidden, block + 1..self.feature_layer.max(block + 1));
+        self.assemble(self.project(features), tiles)
+    }
+
     /// Picture tokens of a base picture alone, closed by one newline: `[batch, grid² + 1, d_model]`.
     pub fn base_image_tokens(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
-        let patches = self.patch_tokens(pixels);
+        self.closed(self.patch_tokens(pixels))
+    }
+
+    /// Patches and one newline: `[batch, grid², d_model]` to `[batch, grid² + 1, d_model]`.
+    fn closed(&self, patches: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, _, d_model] = patches.dims();
         let newline = self.image_newline.val().reshape([1, 1, d_model]).repeat_dim(0, batch);
         Tensor::cat(vec![patches, newline], 1)
@@ -101,10 +118,13 @@ impl<B: Backend> LlavaNext<B> {
     ///
     /// Output: `[tokens, d_model]`.
     pub fn image_tokens(&self, pixels: Tensor<B, 4>, tiles: Option<&TileGrid>) -> Tensor<B, 2> {
+        self.assemble(self.patch_tokens(pixels), tiles)
+    }
+
+    fn assemble(&self, patches: Tensor<B, 3>, tiles: Option<&TileGrid>) -> Tensor<B, 2> {
         let Some(tiles) = tiles else {
-            return self.base_image_tokens(pixels).squeeze_dim(0);
+            return self.closed(patches).squeeze_dim(0);
         };
-        let patches = self.patch_tokens(pixels);
         let [count, per_tile, d_model] = patches.dims();
         let base = patches.clone().narrow(0, 0, 1).reshape([per_tile, d_model]);
         let (rows, columns, grid) = (tiles.rows, tiles.columns, self.grid);

@@ -3,9 +3,12 @@
 use crate::Error;
 use crate::chat::ChatTemplate;
 use crate::config::LlavaNextConfig;
+use crate::dtype::Dtype;
+use crate::hook::Hook;
 use crate::image_processor::{ImageProcessor, PixelValues};
 use crate::llava::LlavaNext;
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use crate::weights::f32_from_tensor;
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use std::ops::Range;
 use std::path::Path;
 use tokenizers::Tokenizer;
@@ -19,6 +22,8 @@ pub struct Lmm<B: Backend> {
     pub processor: ImageProcessor,
     pub net: LlavaNext<B>,
     pub device: B::Device,
+    /// What the weights are computed in.
+    pub dtype: Dtype,
 }
 
 /// What a person gives: words, and perhaps a picture.
@@ -71,11 +76,16 @@ impl Prepared {
 }
 
 impl<B: Backend> Lmm<B> {
-    /// Loads a Hugging Face checkpoint folder.
+    /// Loads a Hugging Face checkpoint folder, to be computed in f32.
     pub fn load(dir: &Path, device: &B::Device) -> Result<Self, Error> {
+        Self::load_as(dir, device, Dtype::F32)
+    }
+
+    /// Loads a Hugging Face checkpoint folder, to be computed in `dtype`, whatever the file has.
+    pub fn load_as(dir: &Path, device: &B::Device, dtype: Dtype) -> Result<Self, Error> {
         let config = LlavaNextConfig::load(dir)?;
-        let net = LlavaNext::load(&config, dir, device)?;
-        Self::with_net(dir, config, net, device)
+        let net = LlavaNext::load(&config, dir, device, dtype)?;
+        Ok(Self { dtype, ..Self::with_net(dir, config, net, device)? })
     }
 
     /// The tokenizer, template and processor of `dir` around a net that already exists.
@@ -84,13 +94,18 @@ impl<B: Backend> Lmm<B> {
         if !path.exists() {
             return Err(Error::io(&path, std::io::ErrorKind::NotFound.into()));
         }
+        let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| Error::bad_file(&path, error))?;
+        // Settings of whoever saved the file last; a prompt is neither cut nor filled up.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| Error::Tokenizer(error.to_string()))?;
         Ok(Self {
-            tokenizer: Tokenizer::from_file(&path).map_err(|error| Error::bad_file(&path, error))?,
+            tokenizer,
             chat: ChatTemplate::load(dir)?,
             processor: ImageProcessor::load(dir)?,
             config,
             net,
             device: device.clone(),
+            dtype: Dtype::F32,
         })
     }
 
@@ -103,7 +118,8 @@ impl<B: Backend> Lmm<B> {
         let rendered =
             if input.chat { self.chat.render(&input.text, input.image.is_some())? } else { input.text.clone() };
         let bos = self.chat.bos_token();
-        let add_special_tokens = bos.is_empty() || !rendered.starts_with(bos);
+        // Many templates write BOS themselves; a raw prompt is tokenised as it stands.
+        let add_special_tokens = !input.chat || bos.is_empty() || !rendered.starts_with(bos);
         let encoding = self
             .tokenizer
             .encode(rendered.as_str(), add_special_tokens)
@@ -161,11 +177,19 @@ impl<B: Backend> Lmm<B> {
 
     /// Input embeddings of a prepared prompt: `[1, tokens, d_model]`.
     pub fn embed(&self, prepared: &Prepared) -> Tensor<B, 3> {
-        let picture = prepared.pixels.as_ref().map(|pixels| {
-            let shape = [pixels.tiles, 3, pixels.side, pixels.side];
-            let tensor = Tensor::from_data(TensorData::new(pixels.values.clone(), shape), &self.device);
-            self.net.image_tokens(tensor, pixels.layout.as_ref())
-        });
+        let tiles = |pixels: &PixelValues| self.net.image_tokens(self.pixel_tensor(pixels), pixels.layout.as_ref());
+        self.embed_around(prepared, prepared.pixels.as_ref().map(tiles))
+    }
+
+    /// Input embeddings that go on from the tower's output of block `block`: `[tiles, positions, d_vision]`.
+    pub fn embed_from_vision(&self, prepared: &Prepared, hidden: Tensor<B, 3>, block: usize) -> Tensor<B, 3> {
+        let layout = prepared.pixels.as_ref().and_then(|pixels| pixels.layout.as_ref());
+        let picture = self.net.image_tokens_from(hidden.cast(DType::from(self.dtype)), block, layout);
+        self.embed_around(prepared, Some(picture))
+    }
+
+    /// The text's embeddings with `picture` `[picture positions, d_model]` in its place.
+    fn embed_around(&self, prepared: &Prepared, picture: Option<Tensor<B, 2>>) -> Tensor<B, 3> {
         let mut parts: Vec<Tensor<B, 3>> = Vec::new();
         let mut picture_position = 0;
         for span in &prepared.spans {
@@ -180,6 +204,12 @@ impl<B: Backend> Lmm<B> {
         Tensor::cat(parts, 1)
     }
 
+    /// `[tiles, 3, side, side]` in the model's format.
+    fn pixel_tensor(&self, pixels: &PixelValues) -> Tensor<B, 4> {
+        let data = TensorData::new(pixels.values.clone(), [pixels.tiles, 3, pixels.side, pixels.side]);
+        Tensor::<B, 4>::from_data(data, (&self.device, DType::F32)).cast(DType::from(self.dtype))
+    }
+
     /// `[1, n]` ids on the device.
     pub fn ids(&self, ids: &[u32]) -> Tensor<B, 2, Int> {
         let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
@@ -187,13 +217,77 @@ impl<B: Backend> Lmm<B> {
         Tensor::from_data(TensorData::new(ids, [1, count]), &self.device)
     }
 
-    /// Output of block `layer` (0-based), before the final norm: `[tokens, d_model]`. Later blocks are not run.
-    pub fn hidden_at(&self, prepared: &Prepared, layer: usize) -> Result<Tensor<B, 2>, Error> {
-        let blocks = self.net.language.depth();
-        if layer >= blocks {
-            return Err(Error::UnknownLayer { layer, blocks });
+    /// What the module at `hook` puts out, in f32; later blocks are not run.
+    ///
+    /// `[tokens, d_model]` for a block of the language model; `[tiles · positions, d_vision]` for one of the vision
+    /// tower, whose position 0 of each tile is the class token if it has one.
+    ///
+    /// # Errors
+    /// A hook point that does not exist, or one in the tower without a picture; numbers that are not finite.
+    pub fn hidden_at(&self, prepared: &Prepared, hook: impl Into<Hook>) -> Result<Tensor<B, 2>, Error> {
+        let hook = hook.into();
+        self.check_hook(hook)?;
+        let hidden = match hook {
+            Hook::Block(block) => self.net.language.blocks_forward(self.embed(prepared), 0..block + 1).squeeze_dim(0),
+            Hook::Vision(block) => {
+                let hidden = self.vision_hidden(prepared, block)?;
+                let [tiles, positions, width] = hidden.dims();
+                hidden.reshape([tiles * positions, width])
+            }
+        };
+        let hidden = hidden.cast(DType::F32);
+        // NaN and infinity survive a sum.
+        Error::check_finite(&format!("the hidden states at {hook}"), &f32_from_tensor(hidden.clone().sum()))?;
+        Ok(hidden)
+    }
+
+    /// The tower's output of block `block`: `[tiles, positions, d_vision]`, in the model's format.
+    pub fn vision_hidden(&self, prepared: &Prepared, block: usize) -> Result<Tensor<B, 3>, Error> {
+        let pixels = prepared
+            .pixels
+            .as_ref()
+            .ok_or_else(|| Error::BadInput(format!("vision.{block} is in the vision tower: give a picture")))?;
+        Ok(self.net.vision.hidden_at(self.pixel_tensor(pixels), block + 1))
+    }
+
+    /// Fails if the model has no such block.
+    pub fn check_hook(&self, hook: Hook) -> Result<(), Error> {
+        let (language, vision) = (self.net.language.depth(), self.net.vision.depth());
+        match hook {
+            Hook::Block(layer) if layer >= language => Err(Error::UnknownLayer { layer, blocks: language }),
+            Hook::Vision(block) if block >= vision => Err(Error::UnknownVisionBlock { block, blocks: vision }),
+            _ => Ok(()),
         }
-        Ok(self.net.language.blocks_forward(self.embed(prepared), 0..layer + 1).squeeze_dim(0))
+    }
+
+    /// Fails if what is changed at `hook` cannot reach the answer.
+    pub fn check_steerable(&self, hook: Hook) -> Result<(), Error> {
+        self.check_hook(hook)?;
+        let read = self.config.feature_layer();
+        match hook {
+            Hook::Vision(block) if block >= read => Err(Error::BadInput(format!(
+                "the language model reads the vision tower before block {block}: a change there reaches no answer"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Numbers per position at `hook`.
+    pub fn width_at(&self, hook: Hook) -> usize {
+        match hook {
+            Hook::Block(_) => self.config.text_config.hidden_size,
+            Hook::Vision(_) => self.config.vision_config.hidden_size,
+        }
+    }
+
+    /// The first token of `text`, as an answer would begin with it.
+    ///
+    /// # Errors
+    /// When `text` has no token.
+    pub fn first_token(&self, text: &str) -> Result<u32, Error> {
+        let encoding = self.tokenizer.encode(text, false).map_err(|error| Error::Tokenizer(error.to_string()))?;
+        let first = encoding.get_ids().first().copied();
+        first.ok_or_else(|| Error::BadInput(format!("the answer {text:?} has no token")))
     }
 
     /// The string of one token, as people read it.

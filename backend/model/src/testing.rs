@@ -27,6 +27,7 @@ pub fn tiny_config(vocab_size: usize) -> LlavaNextConfig {
             bos_token_id: Some(1),
             eos_token_id: Some(OneOrMany::One(2)),
             tie_word_embeddings: false,
+            sliding_window: None,
         },
         vision_config: VisionConfig {
             model_type: "clip_vision_model".into(),
@@ -58,19 +59,9 @@ pub fn tiny_checkpoint<B: Backend>(dir: &Path, device: &B::Device) -> Result<(),
     let (d, latents) = (config.text_config.hidden_size, 64);
     let normal = Distribution::Normal(0.0, 0.2);
     let w_dec: Tensor<B, 2> = Tensor::random([latents, d], normal, device);
-    let sae = Sae::<B> {
-        config: SaeConfig {
-            expansion_factor: 2,
-            normalize_decoder: true,
-            num_latents: latents,
-            k: 8,
-            signed: false,
-            d_in: d,
-        },
-        encoder: w_dec.clone().transpose(),
-        encoder_bias: Tensor::zeros([latents], device),
-        w_dec,
-        b_dec: Tensor::random([d], Distribution::Normal(0.0, 0.01), device),
-    };
+    let config =
+        SaeConfig { expansion_factor: 2, normalize_decoder: true, num_latents: latents, k: 8, signed: false, d_in: d };
+    let b_dec = Tensor::random([d], Distribution::Normal(0.0, 0.01), device);
+    let sae = Sae::<B>::top_k(config, w_dec.clone().transpose(), Tensor::zeros([latents], device), w_dec, b_dec);
     sae.save(&dir.join("sae").join("model.layers.1"))
 }

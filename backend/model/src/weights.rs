@@ -1,12 +1,14 @@
 //! Checkpoints in and out: Hugging Face safetensors, memory-mapped, tensor by tensor.
 //!
 //! Each module says once, in its `tensors` function, which checkpoint keys its parameters have; [`Loader`] fills
-//! them and [`Saver`] writes them. A linear layer is `[out, in]` in the file and `[in, out]` in burn.
+//! them and [`Saver`] writes them. A linear layer is `[out, in]` in the file and `[in, out]` in burn: a transposed view
+//! of the same bytes. One tensor at a time is in host memory, in the format that it is computed in.
 
 use crate::Error;
+use crate::dtype::Dtype as Compute;
 use burn::module::Param;
 use burn::nn::{Embedding, LayerNorm, Linear, conv::Conv2d};
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -20,13 +22,18 @@ pub trait TensorIo<B: Backend> {
     /// Reads or writes a matrix that is transposed in the file.
     fn transposed(&mut self, key: &str, param: &mut Param<Tensor<B, 2>>) -> Result<(), Error>;
 
+    /// A parameter that is kept in f32 whatever the model computes in.
+    fn param_f32<const D: usize>(&mut self, key: &str, param: &mut Param<Tensor<B, D>>) -> Result<(), Error> {
+        self.param(key, param)
+    }
+
     fn linear(&mut self, key: &str, layer: &mut Linear<B>) -> Result<(), Error> {
         self.transposed(&format!("{key}.weight"), &mut layer.weight)?;
         layer.bias.iter_mut().try_for_each(|bias| self.param(&format!("{key}.bias"), bias))
     }
     fn layer_norm(&mut self, key: &str, norm: &mut LayerNorm<B>) -> Result<(), Error> {
-        self.param(&format!("{key}.weight"), &mut norm.gamma)?;
-        norm.beta.iter_mut().try_for_each(|beta| self.param(&format!("{key}.bias"), beta))
+        self.param_f32(&format!("{key}.weight"), &mut norm.gamma)?;
+        norm.beta.iter_mut().try_for_each(|beta| self.param_f32(&format!("{key}.bias"), beta))
     }
     fn conv(&mut self, key: &str, conv: &mut Conv2d<B>) -> Result<(), Error> {
         self.param(&format!("{key}.weight"), &mut conv.weight)?;
@@ -115,15 +122,41 @@ impl Checkpoint {
 
     /// Shape and values (as f32, in file order) of one tensor.
     pub fn read(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), Error> {
+        self.with_view(name, |view| Some((view.shape().to_vec(), f32_from_view(view)?)))
+    }
+
+    /// One tensor as it is computed with: a plain copy if the file has that format.
+    fn read_as(&self, name: &str, compute: Compute) -> Result<TensorData, Error> {
+        self.with_view(name, |view| data_from_view(view, compute))
+    }
+
+    /// Tells the system that a tensor's pages are not needed any more: what has been loaded does not add up.
+    fn release(&self, name: &str) {
+        #[cfg(unix)]
+        if let Some((shard, key)) = self.keys.get(name) {
+            let (_, map) = &self.shards[*shard];
+            let data =
+                SafeTensors::deserialize(map).ok().and_then(|file| file.tensor(key).ok().map(|view| view.data()));
+            let offset = data.map(|data| data.as_ptr() as usize - map.as_ptr() as usize);
+            if let (Some(offset), Some(data)) = (offset, data) {
+                // SAFETY: the map is read-only and backed by a file: a page that is dropped is read again.
+                // A refusal costs memory, not correctness.
+                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, data.len()) };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = name;
+    }
+
+    fn with_view<T>(&self, name: &str, read: impl FnOnce(&TensorView<'_>) -> Option<T>) -> Result<T, Error> {
         let missing = || Error::MissingTensor { path: self.path.clone(), name: name.to_string() };
         let (shard, key) = self.keys.get(name).ok_or_else(missing)?;
         let (file, map) = &self.shards[*shard];
         let tensors = SafeTensors::deserialize(map).map_err(|error| Error::bad_file(file, error))?;
         let view = tensors.tensor(key).map_err(|error| Error::bad_file(file, error))?;
-        let values = f32_from_view(&view).ok_or_else(|| {
+        read(&view).ok_or_else(|| {
             Error::bad_file(file, format!("tensor `{name}` has dtype {:?}; f32, f16 and bf16 are read", view.dtype()))
-        })?;
-        Ok((view.shape().to_vec(), values))
+        })
     }
 }
 
@@ -138,15 +171,43 @@ fn f32_from_view(view: &TensorView<'_>) -> Option<Vec<f32>> {
     }
 }
 
+/// A float tensor in another format; `None` if it holds something else.
+fn data_from_view(view: &TensorView<'_>, compute: Compute) -> Option<TensorData> {
+    let (shape, bytes) = (view.shape().to_vec(), view.data());
+    let as_stored = |dtype| Some(TensorData::from_bytes_vec(bytes.to_vec(), shape.clone(), dtype));
+    match (view.dtype(), compute) {
+        (Dtype::F16, Compute::F16) => as_stored(DType::F16),
+        (Dtype::BF16, Compute::Bf16) => as_stored(DType::BF16),
+        (_, Compute::F32) => Some(TensorData::new(f32_from_view(view)?, shape)),
+        (_, Compute::F16) => Some(TensorData::new(halves(view, f16::from_f32)?, shape)),
+        (_, Compute::Bf16) => Some(TensorData::new(halves(view, bf16::from_f32)?, shape)),
+    }
+}
+
+/// Values in a half format, without a copy of the tensor in f32 between.
+fn halves<H>(view: &TensorView<'_>, half: fn(f32) -> H) -> Option<Vec<H>> {
+    let pairs = || view.data().chunks_exact(2).map(|b| [b[0], b[1]]);
+    match view.dtype() {
+        Dtype::F32 => {
+            let words = view.data().chunks_exact(4);
+            Some(words.map(|b| half(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect())
+        }
+        Dtype::F16 => Some(pairs().map(|b| half(f16::from_le_bytes(b).to_f32())).collect()),
+        Dtype::BF16 => Some(pairs().map(|b| half(bf16::from_le_bytes(b).to_f32())).collect()),
+        _ => None,
+    }
+}
+
 /// Fills parameters from a checkpoint and remembers which keys it used.
 pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
+    compute: Compute,
     used: BTreeSet<String>,
 }
 
 impl<'a> Loader<'a> {
-    pub fn new(checkpoint: &'a Checkpoint) -> Self {
-        Self { checkpoint, used: BTreeSet::new() }
+    pub fn new(checkpoint: &'a Checkpoint, compute: Compute) -> Self {
+        Self { checkpoint, compute, used: BTreeSet::new() }
     }
 
     /// Fails if the checkpoint holds tensors that nothing asked for (rotary caches of old saves excepted).
@@ -163,39 +224,45 @@ impl<'a> Loader<'a> {
         Err(Error::ExtraTensors { path: self.checkpoint.path.clone(), names })
     }
 
-    fn read(&mut self, key: &str, expected: &[usize]) -> Result<Vec<f32>, Error> {
-        let (found, values) = self.checkpoint.read(key)?;
+    fn read<B: Backend, const D: usize>(
+        &mut self,
+        key: &str,
+        expected: [usize; D],
+        compute: Compute,
+        device: &B::Device,
+    ) -> Result<Tensor<B, D>, Error> {
+        let data = self.checkpoint.read_as(key, compute)?;
+        self.checkpoint.release(key);
         self.used.insert(key.to_string());
-        if found != expected {
+        if data.shape.as_slice() != expected {
             return Err(Error::TensorShape {
                 path: self.checkpoint.path.clone(),
                 name: key.to_string(),
                 expected: expected.to_vec(),
-                found,
+                found: data.shape.to_vec(),
             });
         }
-        Ok(values)
+        Ok(Tensor::from_data(data, (device, DType::from(compute))))
     }
 }
 
 impl<B: Backend> TensorIo<B> for Loader<'_> {
     fn param<const D: usize>(&mut self, key: &str, param: &mut Param<Tensor<B, D>>) -> Result<(), Error> {
-        let shape: [usize; D] = param.lazy_shape().dims();
-        let device = param.lazy_device();
-        let values = self.read(key, &shape)?;
-        *param =
-            Param::initialized(param.id, Tensor::from_data(TensorData::new(values, shape), &device).require_grad());
+        let tensor = self.read::<B, D>(key, param.lazy_shape().dims(), self.compute, &param.lazy_device())?;
+        *param = Param::initialized(param.id, tensor.require_grad());
+        Ok(())
+    }
+
+    fn param_f32<const D: usize>(&mut self, key: &str, param: &mut Param<Tensor<B, D>>) -> Result<(), Error> {
+        let tensor = self.read::<B, D>(key, param.lazy_shape().dims(), Compute::F32, &param.lazy_device())?;
+        *param = Param::initialized(param.id, tensor.require_grad());
         Ok(())
     }
 
     fn transposed(&mut self, key: &str, param: &mut Param<Tensor<B, 2>>) -> Result<(), Error> {
         let [d_in, d_out] = param.lazy_shape().dims();
-        let device = param.lazy_device();
-        let values = self.read(key, &[d_out, d_in])?;
-        let matrix = Tensor::<B, 2>::from_data(TensorData::new(values, [d_out, d_in]), &device);
-        // A copy in the new order: matmul is slower on a strided view.
-        let matrix = Tensor::from_data(matrix.transpose().into_data(), &device);
-        *param = Param::initialized(param.id, matrix.require_grad());
+        let tensor = self.read::<B, 2>(key, [d_out, d_in], self.compute, &param.lazy_device())?;
+        *param = Param::initialized(param.id, tensor.transpose().require_grad());
         Ok(())
     }
 }

@@ -7,45 +7,14 @@ use model::config::LlavaNextConfig;
 use model::llama::KvCache;
 use model::weights::f32_from_tensor;
 use model::{
-    Cpu, Edit, EditOp, Error, GenerateOptions, Intervention, LlavaNext, Lmm, Positions, PromptInput, Sae, SpanKind,
+    Edit, EditOp, Error, GenerateOptions, Hook, Intervention, LlavaNext, Lmm, Positions, PromptInput, SpanKind,
     generate,
 };
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 
-type B = Cpu;
-
-struct Tiny {
-    dir: tempfile::TempDir,
-    lmm: Lmm<B>,
-    sae: Arc<Sae<B>>,
-}
-
-fn tiny() -> Tiny {
-    let dir = tempfile::tempdir().unwrap();
-    let device = Default::default();
-    model::testing::tiny_checkpoint::<B>(dir.path(), &device).unwrap();
-    let lmm = Lmm::load(&dir.path().join("model"), &device).unwrap();
-    let sae = Arc::new(Sae::load(&dir.path().join("sae"), &device).unwrap());
-    Tiny { dir, lmm, sae }
-}
-
-fn picture(width: u32, height: u32) -> DynamicImage {
-    DynamicImage::ImageRgb8(RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, (x ^ y) as u8])))
-}
-
-fn question(text: &str, image: Option<DynamicImage>) -> PromptInput {
-    PromptInput { text: text.into(), chat: true, image }
-}
-
-/// NaN fails.
-fn close(a: &[f32], b: &[f32], tolerance: f32) {
-    assert_eq!(a.len(), b.len());
-    for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        assert!((a - b).abs() <= tolerance, "value {i}: {a} and {b}");
-    }
-}
+mod common;
+use common::{B, Tiny, close, picture, question, tiny};
 
 #[test]
 fn the_picture_becomes_its_patches_and_one_newline() {
@@ -71,10 +40,10 @@ fn one_token_at_a_time_equals_the_whole_sequence() {
     let tokens = embedded.dims()[1];
     let whole = language.logits(language.blocks_forward(embedded.clone(), 0..language.depth()));
     let mut cache = KvCache::new(language.depth());
-    let split = tokens - 5;
-    let mut rows = vec![language.cached_forward(embedded.clone().narrow(1, 0, split), &mut cache, |_, x| x)];
+    let (split, depth) = (tokens - 5, language.depth());
+    let mut rows = vec![language.cached_forward(embedded.clone().narrow(1, 0, split), &mut cache, 0..depth)];
     for token in split..tokens {
-        rows.push(language.cached_forward(embedded.clone().narrow(1, token, 1), &mut cache, |_, x| x));
+        rows.push(language.cached_forward(embedded.clone().narrow(1, token, 1), &mut cache, 0..depth));
     }
     assert_eq!(cache.positions(), tokens);
     let stepwise = language.logits(Tensor::cat(rows, 1));
@@ -245,7 +214,7 @@ fn contradicting_sizes_in_the_config_are_explained() {
 }
 
 fn intervention(tiny: &Tiny, edits: Vec<Edit>, positions: Positions) -> Intervention<B> {
-    Intervention { layer: 1, sae: tiny.sae.clone(), edits, positions }
+    Intervention { hook: Hook::Block(1), sae: tiny.sae.clone(), edits, positions, keep_error: false }
 }
 
 fn said(tiny: &Tiny, with: Option<&Intervention<B>>, options: &GenerateOptions) -> model::Generation {
@@ -271,20 +240,20 @@ fn the_reconstruction_is_decode_of_encode() {
         })
         .collect();
     let kinds = [PositionKind::Generated; 5];
-    let plain = intervention(&tiny, Vec::new(), Positions::All).apply(x.clone(), &kinds);
+    let plain = intervention(&tiny, Vec::new(), Positions::All).apply(x.clone(), 0, &kinds);
     close(&f32_from_tensor(plain.clone()), &dense, 1e-4);
     // A clamp far above the rest is in the reconstruction with exactly its value, and only at selected positions.
     let clamp = intervention(&tiny, vec![Edit { feature: 9, op: EditOp::Clamp(1e4) }], Positions::Image);
-    close(&f32_from_tensor(clamp.apply(x.clone(), &kinds)), &dense, 1e-4);
+    close(&f32_from_tensor(clamp.apply(x.clone(), 0, &kinds)), &dense, 1e-4);
     let prompt = [PositionKind::Prompt(SpanKind::Base); 5];
-    let changed = f32_from_tensor(clamp.apply(x.clone(), &prompt));
+    let changed = f32_from_tensor(clamp.apply(x.clone(), 0, &prompt));
     let along = (0..32).map(|d| (changed[d] - dense[d]) * w[9 * 32 + d]).sum::<f32>();
     let norm = (0..32).map(|d| w[9 * 32 + d].powi(2)).sum::<f32>();
     assert!((along / norm / 1e4 - 1.0).abs() < 0.05, "{}", along / norm);
     // An ablated latent is gone and nothing takes its place.
     let first = z.indices[0];
     let ablate = intervention(&tiny, vec![Edit { feature: first as usize, op: EditOp::Ablate }], Positions::All);
-    let without = f32_from_tensor(ablate.apply(x, &kinds));
+    let without = f32_from_tensor(ablate.apply(x, 0, &kinds));
     let expected: Vec<f32> = (0..32).map(|d| dense[d] - z.acts[0] * w[first as usize * 32 + d]).collect();
     close(&without[..32], &expected, 1e-4);
 }
@@ -296,7 +265,7 @@ fn a_clamp_to_nothing_removes_the_latent_and_promotes_none() {
     let x: Tensor<B, 2> = Tensor::random([5, 32], burn::tensor::Distribution::Normal(0.0, 1.0), &Default::default());
     let strongest = tiny.sae.encode(x.clone()).indices[0] as usize;
     let kinds = [PositionKind::Generated; 5];
-    let with = |edits| f32_from_tensor(intervention(&tiny, edits, Positions::All).apply(x.clone(), &kinds));
+    let with = |edits| f32_from_tensor(intervention(&tiny, edits, Positions::All).apply(x.clone(), 0, &kinds));
     let ablated = with(vec![Edit { feature: strongest, op: EditOp::Ablate }]);
     assert_ne!(ablated, with(Vec::new()));
     for value in [0.0, -0.0, -5.0] {
@@ -321,9 +290,9 @@ fn a_cache_changes_nothing_while_an_intervention_is_on() {
     let mut sequence = tiny.lmm.embed(&prepared);
     for token in &cached.tokens {
         let kinds = vec![PositionKind::Generated; sequence.dims()[1]];
-        let hooked = language.blocks_forward(sequence.clone(), 0..with.layer + 1).squeeze_dim(0);
-        let changed = with.apply(hooked, &kinds).unsqueeze();
-        let hidden = language.blocks_forward(changed, with.layer + 1..language.depth());
+        let hooked = language.blocks_forward(sequence.clone(), 0..2).squeeze_dim(0);
+        let changed = with.apply(hooked, 0, &kinds).unsqueeze();
+        let hidden = language.blocks_forward(changed, 2..language.depth());
         let last = hidden.dims()[1] - 1;
         let logits = f32_from_tensor(language.logits(hidden.narrow(1, last, 1)));
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -355,7 +324,13 @@ fn greedy_generation_is_repeatable_and_streams_what_it_returns() {
 #[test]
 fn sampling_follows_its_seed() {
     let tiny = tiny();
-    let hot = |seed| GenerateOptions { max_new_tokens: 16, temperature: 2.0, top_p: 0.95, seed };
+    let hot = |seed| GenerateOptions {
+        max_new_tokens: 16,
+        temperature: 2.0,
+        top_p: 0.95,
+        seed,
+        ..GenerateOptions::default()
+    };
     assert_eq!(said(&tiny, None, &hot(4)), said(&tiny, None, &hot(4)));
     assert_ne!(said(&tiny, None, &hot(4)).tokens, said(&tiny, None, &hot(5)).tokens);
 }
@@ -371,7 +346,7 @@ fn unknown_features_and_layers_are_refused() {
     };
     let unknown = intervention(&tiny, vec![Edit { feature: 64, op: EditOp::Ablate }], Positions::All);
     assert!(matches!(run(&unknown), Err(Error::UnknownFeature { index: 64, latents: 64 })));
-    let deep = Intervention { layer: 3, ..intervention(&tiny, Vec::new(), Positions::All) };
+    let deep = Intervention { hook: Hook::Block(3), ..intervention(&tiny, Vec::new(), Positions::All) };
     assert!(matches!(run(&deep), Err(Error::UnknownLayer { .. })));
 }
 

@@ -22,6 +22,11 @@ impl Catalogue {
         Self { store, served }
     }
 
+    /// The source whose model runs here.
+    pub fn served(&self) -> &SourceKey {
+        &self.served
+    }
+
     async fn entry(&self, key: &SourceKey) -> Result<SourceEntry, AppError> {
         let entry = self.store.find_source(&key.model, &key.source).await?;
         entry.ok_or_else(|| {

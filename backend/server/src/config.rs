@@ -1,13 +1,110 @@
-//! Settings of `lmm-scope serve`: the doc comments are the manual.
+//! Settings of `lmm-scope serve` and `lmm-scope engine`: the doc comments are the manual.
 
-use crate::weights::hex;
+use crate::{
+    engine::{Device, EngineSpec, sae_folder},
+    weights::hex,
+};
 use anyhow::Context;
+use model::{dtype::Dtype, hook::Hook};
 use sha2::{Digest, Sha256};
 use std::{
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    str::FromStr,
 };
+
+/// Where and in what the model computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::Args)]
+pub struct ComputeArgs {
+    /// Device that computes: cpu, cuda (the first card) or cuda:1. CUDA needs a program built with `--features cuda`.
+    #[arg(long, env = "LMM_SCOPE_DEVICE", default_value_t)]
+    pub device: Device,
+
+    /// What the model computes in: f32, f16 or bf16. Half the bytes are faster on a card, and less exact.
+    #[arg(long, env = "LMM_SCOPE_DTYPE", default_value_t)]
+    pub dtype: Dtype,
+}
+
+/// Which engine `serve` uses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// The one in this process.
+    #[default]
+    Local,
+    /// Engines at these addresses.
+    Remote(Vec<String>),
+}
+
+impl FromStr for EngineChoice {
+    type Err = String;
+
+    /// `local`, or addresses such as `http://host:8090`, comma separated.
+    fn from_str(given: &str) -> Result<Self, String> {
+        if given == "local" {
+            return Ok(Self::Local);
+        }
+        let urls = given.split(',').map(str::trim).map(|url| match reqwest::Url::parse(url) {
+            Ok(parsed) if parsed.scheme() == "http" && parsed.has_host() && parsed.query().is_none() => {
+                Ok(url.to_owned())
+            }
+            _ => Err(format!("`{url}` is neither `local` nor the address of an engine such as http://127.0.0.1:8090")),
+        });
+        Ok(Self::Remote(urls.collect::<Result<_, String>>()?))
+    }
+}
+
+/// Run the engine alone: model and SAE behind /api/v1/extract, /steer and /attribute, for `serve --engine http://…`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct EngineArgs {
+    /// Hugging Face checkpoint: a folder, or the id of a model that is in the cache of this machine.
+    #[arg(long, env = "LMM_SCOPE_MODEL")]
+    pub model: String,
+
+    /// Revision of a model that is named by its id.
+    #[arg(long, env = "LMM_SCOPE_REVISION")]
+    pub revision: Option<String>,
+
+    /// The model's name in the answers' provenance. Without it, the folder's name or the id.
+    #[arg(long, env = "LMM_SCOPE_NAME")]
+    pub name: Option<String>,
+
+    /// Folder of the SAE: {hook point}/cfg.json and sae.safetensors, or the hook point's folder itself.
+    #[arg(long, env = "LMM_SCOPE_SAE")]
+    pub sae: PathBuf,
+
+    /// Hook point that the SAE reads: layers.24 or vision.22. Without it, the name of the SAE's folder says it.
+    #[arg(long, env = "LMM_SCOPE_HOOK")]
+    pub hook: Option<Hook>,
+
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+
+    /// Address to listen on.
+    #[arg(long, env = "LMM_SCOPE_LISTEN", default_value = "127.0.0.1:8090")]
+    pub listen: SocketAddr,
+
+    /// Requests that may wait for the model; the next one is asked to come back later.
+    #[arg(long, env = "LMM_SCOPE_ENGINE_QUEUE", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    pub engine_queue: u16,
+}
+
+impl EngineArgs {
+    /// What the engine loads. Blocking work: files are looked for.
+    ///
+    /// # Errors
+    /// When there is no such model or SAE.
+    pub fn spec(&self) -> anyhow::Result<EngineSpec> {
+        let model = model::hub::checkpoint_folder(&self.model, self.revision.as_deref())?;
+        let (sae, hook) = sae_folder(&self.sae, self.hook)?;
+        let given = Path::new(&self.model);
+        let folder_name = given.is_dir().then(|| given.canonicalize().ok()).flatten();
+        let folder_name = folder_name.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+        let name = self.name.clone().or(folder_name).unwrap_or_else(|| self.model.clone());
+        let ComputeArgs { device, dtype } = self.compute;
+        Ok(EngineSpec { model, sae, hook, name, device, dtype })
+    }
+}
 
 /// Serve the page and the API.
 #[derive(Debug, Clone, clap::Args)]
@@ -33,7 +130,16 @@ pub struct ServeArgs {
     #[arg(long, env = "LMM_SCOPE_PUBLIC", default_value = "public")]
     pub public: PathBuf,
 
-    /// Requests that may wait for the model; the next one is asked to come back later.
+    /// Where the model runs: local, or the addresses of engines (`lmm-scope engine`), comma separated:
+    /// http://10.0.0.5:8090,http://10.0.0.6:8090. They must hold this source's model and SAE.
+    #[arg(long, env = "LMM_SCOPE_ENGINE", default_value = "local")]
+    pub engine: EngineChoice,
+
+    // Of the local engine.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+
+    /// Requests that may wait for the local engine; the next one is asked to come back later.
     #[arg(long, env = "LMM_SCOPE_ENGINE_QUEUE", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     pub engine_queue: u16,
 }
@@ -76,6 +182,16 @@ fn database_name(artifacts: &Path) -> io::Result<String> {
 mod tests {
     #![allow(clippy::unwrap_used)] // tests panic on purpose
     use super::*;
+
+    #[test]
+    fn engines_are_named_by_their_addresses() {
+        assert_eq!("local".parse(), Ok(EngineChoice::Local));
+        let two = EngineChoice::Remote(vec!["http://a:8090".into(), "http://10.0.0.5".into()]);
+        assert_eq!("http://a:8090, http://10.0.0.5".parse(), Ok(two));
+        for wrong in ["", "remote", "localhost:8090", "https://a", "http://", "http://a,", "http://a?b=c"] {
+            assert!(wrong.parse::<EngineChoice>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn every_folder_of_artifacts_has_a_database_of_its_own() {

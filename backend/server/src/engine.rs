@@ -1,19 +1,35 @@
 //! The engine: an actor, one thread that owns the model. Requests wait in a bounded queue; a full queue is an answer
-//! ("busy"), and a client that has gone cancels its own work.
+//! ("busy"), and a client that has gone cancels its own work. Steer requests are written side by side, one token of
+//! each at a time; what is asked for meanwhile (extract, attribute) waits for one token at most.
+//!
+//! [`Runner`] is where the model runs: in this process, or in other ones ([`remote`]).
 
-mod run;
+mod actor;
+mod loaded;
+pub mod remote;
+mod runner;
+mod spec;
+mod steering;
 
 use crate::picture::HeldPicture;
-use api::{Provenance, SteerEvent, SteerRequest, TokenSpan};
-use frontend::api::SourceKey;
-use run::LoadedModel;
+use actor::{Job, Ticket, work};
+use api::{AttributeRequest, AttributeResult, EngineInfo, Provenance, SteerEvent, SteerRequest, TokenSpan};
+use burn::tensor::backend::Backend;
+use loaded::LoadedModel;
+use model::{hook::Hook, lens::Lens};
+pub use runner::Runner;
+pub use spec::{Device, EngineSpec, Fit, sae_folder, sae_revision};
 use std::{
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// What can go wrong in the engine.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +38,12 @@ pub enum EngineError {
     Busy,
     #[error("the engine gave no answer: it has stopped, or this job failed in it")]
     Stopped,
+    #[error("the engine cannot start on {device}: {reason}")]
+    Start { device: Device, reason: String },
+    #[error("none of the engines answers: {0}")]
+    NoneAnswers(String),
+    #[error("the engine {url} does not fit: {reason}")]
+    Unfit { url: String, reason: String },
     #[error(transparent)]
     Model(#[from] model::Error),
     #[error("{path}: {reason}", path = path.display())]
@@ -40,31 +62,42 @@ pub struct ExtractInput {
     pub image: Option<HeldPicture>,
     /// Goes through the chat template; empty: the picture alone.
     pub prompt: String,
+    /// Another hook point than the SAE's.
+    pub hook: Option<Hook>,
+    /// Tokens per position that the lenses name; 0: no lenses.
+    pub lens: usize,
 }
 
 /// Hidden states at the hook point.
-#[derive(Debug, Clone, PartialEq)]
 pub struct Hidden {
-    /// `[tokens, d_model]`, row-major.
+    /// `[tokens, d_model]`, row-major; `[tiles · positions, d_vision]` in the vision tower.
     pub values: Vec<f32>,
     pub tokens: usize,
     pub d_model: usize,
+    pub hook: Hook,
     pub input_ids: Vec<u32>,
     pub spans: Vec<TokenSpan>,
     /// Rows and columns of the base picture's patches; `[0, 0]` without a picture.
     pub grid: [usize; 2],
+    /// If they were asked for.
+    pub lenses: Option<Lenses>,
     pub provenance: Provenance,
     /// Time in the model, without the wait.
     pub took: Duration,
 }
 
+/// Tokens that positions are near to.
+pub struct Lenses {
+    /// Nothing at the vision tower's hook points.
+    pub logit: Option<Lens>,
+    /// Nothing without a picture.
+    pub embedding: Option<Lens>,
+    /// Strings of all ids.
+    pub tokens: BTreeMap<u32, String>,
+}
+
 /// Events of a steer run. Unbounded, so that a slow reader never holds up the model; the run's length bounds it.
 pub type SteerEvents = mpsc::UnboundedReceiver<SteerEvent>;
-
-enum Job {
-    Extract { input: ExtractInput, reply: oneshot::Sender<Result<Hidden, EngineError>> },
-    Steer { input: SteerInput, reply: oneshot::Sender<Result<SteerEvents, EngineError>> },
-}
 
 /// A steer request with its picture decoded.
 #[derive(Debug, Default)]
@@ -73,57 +106,103 @@ pub struct SteerInput {
     pub image: Option<HeldPicture>,
 }
 
+/// An attribute request with its picture decoded.
+#[derive(Debug, Default)]
+pub struct AttributeInput {
+    pub request: AttributeRequest,
+    pub image: Option<HeldPicture>,
+}
+
 /// A handle to the engine; cloning shares the queue.
 #[derive(Clone)]
 pub struct Engine {
-    jobs: mpsc::Sender<Job>,
-    source: Arc<SourceKey>,
+    jobs: mpsc::UnboundedSender<Ticket>,
+    /// The queue's places: whoever gets none is told that the engine is busy.
+    places: Arc<Semaphore>,
+    running: Arc<AtomicUsize>,
+    info: Arc<EngineInfo>,
 }
 
 /// Keeps the queue of an engine without a worker, whose jobs wait for ever.
 pub struct IdleQueue {
-    _jobs: mpsc::Receiver<Job>,
+    _jobs: mpsc::UnboundedReceiver<Ticket>,
 }
 
 impl Engine {
-    /// Loads `artifacts/model` and `artifacts/sae/{hook point}` on a thread of its own and waits until they are ready.
+    /// Loads model and SAE on a thread of its own and waits until they are ready.
     ///
     /// # Errors
-    /// When the files are missing, damaged, or do not fit `source`.
-    pub async fn start(artifacts: PathBuf, source: api::Source, queue: usize) -> Result<Self, EngineError> {
-        let key = Arc::new(SourceKey::from(&source));
-        let (jobs, mut waiting) = mpsc::channel(queue);
-        let (ready, loaded) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
-            match LoadedModel::load(&artifacts, &source) {
-                Ok(model) => {
-                    if ready.send(Ok(())).is_ok() {
-                        work(&model, &mut waiting);
-                    }
-                }
-                // Nobody waits any more when the start was given up.
-                Err(error) => drop(ready.send(Err(error))),
+    /// When the files are missing, damaged, or do not fit each other; when there is no such device.
+    pub async fn start(spec: EngineSpec, queue: usize) -> Result<Self, EngineError> {
+        match spec.device {
+            Device::Cpu => Self::start_on::<model::Cpu>(spec, Default::default(), queue).await,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(number) => {
+                let device = burn::backend::cuda::CudaDevice::new(number);
+                Self::start_on::<model::Cuda>(spec, device, queue).await
             }
+            #[cfg(not(feature = "cuda"))]
+            device @ Device::Cuda(_) => {
+                let reason = "this program was built without CUDA; build it with `--features cuda`".into();
+                Err(EngineError::Start { device, reason })
+            }
+        }
+    }
+
+    async fn start_on<B: Backend>(spec: EngineSpec, device: B::Device, queue: usize) -> Result<Self, EngineError> {
+        let load = move || {
+            // A driver that is missing is a panic in the libraries that look for it.
+            let loaded = catch_unwind(AssertUnwindSafe(|| LoadedModel::<B>::load(&spec, &device)));
+            loaded.unwrap_or_else(|panic| {
+                let reason = crate::error::panic_message(panic.as_ref()).to_owned();
+                Err(EngineError::Start { device: spec.device, reason })
+            })
+        };
+        Self::spawn(load, queue).await
+    }
+
+    async fn spawn<B: Backend>(
+        load: impl FnOnce() -> Result<LoadedModel<B>, EngineError> + Send + 'static,
+        queue: usize,
+    ) -> Result<Self, EngineError> {
+        let (jobs, waiting) = mpsc::unbounded_channel();
+        let (ready, loaded) = oneshot::channel();
+        let running = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&running);
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || match load() {
+            Ok(model) => {
+                if ready.send(Ok(model.info.clone())).is_ok() {
+                    work(&model, waiting, &counter);
+                }
+            }
+            // Nobody waits any more when the start was given up.
+            Err(error) => drop(ready.send(Err(error))),
         });
         thread.map_err(|source| EngineError::Io { path: "engine thread".into(), source })?;
-        loaded.await.map_err(|_| EngineError::Stopped)??;
-        Ok(Self { jobs, source: key })
+        let info = Arc::new(loaded.await.map_err(|_| EngineError::Stopped)??);
+        Ok(Self { jobs, places: Arc::new(Semaphore::new(queue)), running, info })
     }
 
     /// An engine that accepts `queue` jobs and never does any: a full queue, for tests.
-    pub fn without_worker(source: SourceKey, queue: usize) -> (Self, IdleQueue) {
-        let (jobs, waiting) = mpsc::channel(queue);
-        (Self { jobs, source: Arc::new(source) }, IdleQueue { _jobs: waiting })
+    pub fn without_worker(queue: usize) -> (Self, IdleQueue) {
+        let (jobs, waiting) = mpsc::unbounded_channel();
+        let places = Arc::new(Semaphore::new(queue));
+        (Self { jobs, places, running: Arc::default(), info: Arc::default() }, IdleQueue { _jobs: waiting })
     }
 
-    /// The source whose model and SAE it has.
-    pub fn source(&self) -> &SourceKey {
-        &self.source
+    /// What it holds, and how busy it is at this moment.
+    pub fn info(&self) -> EngineInfo {
+        EngineInfo { free: self.free() as u32, running: self.running() as u32, ..EngineInfo::clone(&self.info) }
     }
 
     /// Jobs that could be accepted at this moment.
     pub fn free(&self) -> usize {
-        self.jobs.capacity()
+        self.places.available_permits()
+    }
+
+    /// Steer requests that are being written at this moment.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::Relaxed)
     }
 
     /// Hidden states of a picture and a prompt. Dropping the future cancels the job while it waits.
@@ -131,9 +210,15 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Busy`] when the queue is full; the model's own errors.
     pub async fn extract(&self, input: ExtractInput) -> Result<Hidden, EngineError> {
-        let (reply, answer) = oneshot::channel();
-        self.submit(Job::Extract { input, reply })?;
-        answer.await.map_err(|_| EngineError::Stopped)?
+        self.ask(|reply| Job::Extract { input, reply }).await
+    }
+
+    /// Effects of features on the difference of two answers. Dropping the future cancels the job while it waits.
+    ///
+    /// # Errors
+    /// [`EngineError::Busy`] when the queue is full; the model's own errors.
+    pub async fn attribute(&self, input: AttributeInput) -> Result<AttributeResult, EngineError> {
+        self.ask(|reply| Job::Attribute { input, reply }).await
     }
 
     /// Starts the three texts. Dropping the events cancels the run at its next token.
@@ -141,35 +226,94 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Busy`] when the queue is full; the model's own errors about the request.
     pub async fn steer(&self, input: SteerInput) -> Result<SteerEvents, EngineError> {
+        self.ask(|reply| Job::Steer { input, reply }).await
+    }
+
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, EngineError>>) -> Job) -> Result<T, EngineError> {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| EngineError::Busy)?;
         let (reply, answer) = oneshot::channel();
-        self.submit(Job::Steer { input, reply })?;
+        self.jobs.send(Ticket { job: job(reply), place }).map_err(|_| EngineError::Stopped)?;
         answer.await.map_err(|_| EngineError::Stopped)?
     }
-
-    fn submit(&self, job: Job) -> Result<(), EngineError> {
-        self.jobs.try_send(job).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => EngineError::Busy,
-            mpsc::error::TrySendError::Closed(_) => EngineError::Stopped,
-        })
-    }
 }
 
-/// Works until every handle is gone.
-fn work(model: &LoadedModel, jobs: &mut mpsc::Receiver<Job>) {
-    while let Some(job) = jobs.blocking_recv() {
-        // A panic is a bug in the model's code; it costs this job its answer, not the server its engine.
-        let done = catch_unwind(AssertUnwindSafe(|| run_job(model, job)));
-        if done.is_err() {
-            tracing::error!("a job of the engine panicked");
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
+    use super::*;
+    use api::SteerFeature;
+    use model::{Cpu, Sae};
+    use std::path::Path;
+
+    fn spec(folder: &Path) -> EngineSpec {
+        EngineSpec {
+            model: folder.join("model"),
+            sae: folder.join("sae/model.layers.1"),
+            hook: Hook::Block(1),
+            name: "tiny".into(),
+            device: Device::Cpu,
+            dtype: Default::default(),
         }
     }
-}
 
-fn run_job(model: &LoadedModel, job: Job) {
-    match job {
-        Job::Extract { reply, .. } if reply.is_closed() => tracing::debug!("extract cancelled while waiting"),
-        Job::Extract { input, reply } => drop(reply.send(model.extract(input))),
-        Job::Steer { reply, .. } if reply.is_closed() => tracing::debug!("steer cancelled while waiting"),
-        Job::Steer { input, reply } => model.steer(input, reply),
+    fn words() -> ExtractInput {
+        ExtractInput { prompt: "a red cat".into(), ..ExtractInput::default() }
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_only_its_request() {
+        let folder = tempfile::tempdir().unwrap();
+        model::testing::tiny_checkpoint::<Cpu>(folder.path(), &Default::default()).unwrap();
+        let spec = spec(folder.path());
+        let broken = move || {
+            let mut model = LoadedModel::<Cpu>::load(&spec, &Default::default())?;
+            // An encoder that does not fit the stream: every product with it panics.
+            let mut sae = Sae::clone(&model.sae);
+            sae.encoder = sae.encoder.clone().narrow(0, 0, 16);
+            model.sae = Arc::new(sae);
+            Ok::<_, EngineError>(model)
+        };
+        let engine = Engine::spawn(broken, 4).await.unwrap();
+        let request = SteerRequest {
+            prompt: "What is this?".into(),
+            features: vec![SteerFeature { index: 1, strength: 1.0 }],
+            n_tokens: 4,
+            ..SteerRequest::default()
+        };
+        for _ in 0..2 {
+            let input = SteerInput { request: request.clone(), image: None };
+            match engine.steer(input).await {
+                Err(error) => assert!(matches!(error, EngineError::Stopped), "{error}"),
+                Ok(mut events) => {
+                    let mut last = None;
+                    while let Some(event) = events.recv().await {
+                        last = Some(event);
+                    }
+                    assert!(matches!(last, Some(SteerEvent::Failed { .. })), "{last:?}");
+                }
+            }
+            let hidden = engine.extract(words()).await.unwrap();
+            assert!(hidden.tokens > 0 && hidden.values.len() == hidden.tokens * 32);
+        }
+        assert_eq!((engine.free(), engine.running()), (4, 0));
+    }
+
+    #[tokio::test]
+    async fn a_device_that_is_not_there_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        model::testing::tiny_checkpoint::<Cpu>(folder.path(), &Default::default()).unwrap();
+        let started = Engine::start(EngineSpec { device: Device::Cuda(99), ..spec(folder.path()) }, 1).await;
+        let Err(error) = started else { panic!("there is no card 99") };
+        assert!(error.to_string().contains("cuda:99"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_sae_of_another_width_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        model::testing::tiny_checkpoint::<Cpu>(folder.path(), &Default::default()).unwrap();
+        let Err(error) = Engine::start(EngineSpec { hook: Hook::Vision(0), ..spec(folder.path()) }, 1).await else {
+            panic!("32 values per token do not come from a tower of 16")
+        };
+        assert!(error.to_string().contains("vision.0 has 16"), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use std::{fmt::Display, sync::Arc};
+use std::{any::Any, borrow::Cow, fmt::Display, sync::Arc};
 use store::StoreError;
 
 /// Every response carries the request's id under this name.
@@ -22,7 +22,7 @@ const RETRY_AFTER_SECS: u16 = 2;
 pub struct AppError {
     status: StatusCode,
     code: ErrorCode,
-    title: &'static str,
+    title: Cow<'static, str>,
     /// For the caller: what happened and what to do.
     detail: String,
     /// For the log only.
@@ -31,7 +31,7 @@ pub struct AppError {
 
 impl AppError {
     fn new(status: StatusCode, code: ErrorCode, title: &'static str, detail: impl Display) -> Self {
-        Self { status, code, title, detail: detail.to_string(), cause: None }
+        Self { status, code, title: title.into(), detail: detail.to_string(), cause: None }
     }
 
     pub fn not_found(detail: impl Display) -> Self {
@@ -60,6 +60,18 @@ impl AppError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::EngineBusy, "The engine is busy", detail)
     }
 
+    /// No engine has room, or none can be reached.
+    pub fn no_engine() -> Self {
+        let detail = "All engines are busy or cannot be reached. Try again in a few seconds.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::EngineBusy, "No engine is free", detail)
+    }
+
+    /// What another server of ours said was wrong with the request.
+    pub fn from_problem(status: StatusCode, problem: Problem) -> Self {
+        let Problem { code, title, detail, .. } = problem;
+        Self { status, code, title: title.into(), detail, cause: None }
+    }
+
     pub fn internal(cause: impl std::error::Error + Send + Sync + 'static) -> Self {
         let detail = "Something went wrong on the server. Try again; if it stays, report it with the request id.";
         let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, "Internal error", detail);
@@ -70,7 +82,7 @@ impl AppError {
     pub fn problem(&self, request_id: &str) -> Problem {
         Problem {
             kind: format!("/docs#error-{}", self.code.as_str()),
-            title: self.title.to_owned(),
+            title: self.title.clone().into_owned(),
             status: self.status.as_u16(),
             detail: self.detail.clone(),
             code: self.code,
@@ -130,10 +142,15 @@ pub async fn finish_problems(request: Request, next: Next) -> Response {
 }
 
 /// A panic in a handler is a bug: say so like any other internal error.
-pub fn panic_response(panic: Box<dyn std::any::Any + Send>) -> Response {
-    let message = panic.downcast_ref::<String>().map(String::as_str);
-    let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+pub fn panic_response(panic: Box<dyn Any + Send>) -> Response {
+    let message = panic_message(panic.as_ref());
     AppError::internal(std::io::Error::other(format!("a handler panicked: {message}"))).into_response()
+}
+
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let message = panic.downcast_ref::<String>().map(String::as_str);
+    message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
 impl From<StoreError> for AppError {
@@ -150,9 +167,12 @@ impl From<EngineError> for AppError {
         match error {
             EngineError::Busy => Self::busy(),
             EngineError::Model(error @ model::Error::PromptTooLong { .. }) => Self::prompt_too_long(error),
-            EngineError::Model(error @ (model::Error::BadInput(_) | model::Error::UnknownFeature { .. })) => {
-                Self::bad_request(error)
-            }
+            EngineError::Model(
+                error @ (model::Error::BadInput(_)
+                | model::Error::UnknownFeature { .. }
+                | model::Error::UnknownLayer { .. }
+                | model::Error::UnknownVisionBlock { .. }),
+            ) => Self::bad_request(error),
             other => Self::internal(other),
         }
     }
@@ -161,7 +181,7 @@ impl From<EngineError> for AppError {
 impl From<PictureError> for AppError {
     fn from(error: PictureError) -> Self {
         let (status, code, title) = match error {
-            PictureError::NotAnImage | PictureError::Damaged(_) => {
+            PictureError::NotAnImage | PictureError::Damaged(_) | PictureError::Cmyk => {
                 (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::NotAnImage, "Not a picture")
             }
             PictureError::TooLarge { .. } => {

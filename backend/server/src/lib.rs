@@ -5,6 +5,7 @@
 
 pub mod assets;
 pub mod catalogue;
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;
@@ -18,8 +19,9 @@ pub mod ssr;
 mod static_files;
 pub mod weights;
 
+use axum::extract::FromRef;
 use catalogue::Catalogue;
-use engine::Engine;
+use engine::Runner;
 use frontend::app::SiteAssets;
 use std::sync::Arc;
 use weights::Weights;
@@ -28,7 +30,21 @@ use weights::Weights;
 #[derive(Clone)]
 pub struct AppState {
     pub catalogue: Catalogue,
-    pub engine: Engine,
+    pub engine: Runner,
     pub weights: Arc<Weights>,
     pub site: SiteAssets,
+}
+
+/// What the routes of the model need; an engine alone has nothing else.
+#[derive(Clone)]
+pub struct EngineState {
+    pub engine: Runner,
+    /// Where the pictures are that a request may name; an engine alone has none.
+    pub catalogue: Option<Catalogue>,
+}
+
+impl FromRef<AppState> for EngineState {
+    fn from_ref(state: &AppState) -> Self {
+        Self { engine: state.engine.clone(), catalogue: Some(state.catalogue.clone()) }
+    }
 }

@@ -1,7 +1,10 @@
 //! `lmm-scope`: one binary, its subcommands.
 
-use clap::Parser;
-use server::config::ServeArgs;
+use clap::{Parser, error::ErrorKind};
+use server::{
+    cli,
+    config::{EngineArgs, ServeArgs},
+};
 use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
@@ -17,16 +20,34 @@ struct Cli {
 enum Command {
     /// Serve the page and the API.
     Serve(ServeArgs),
+    /// Serve the model alone, for servers elsewhere.
+    Engine(EngineArgs),
     /// Build the small demo model and its data from scratch.
     Pocket(pipeline::pocket::PocketArgs),
+    #[command(flatten)]
+    Experiment(cli::Command),
+}
+
+impl Command {
+    /// What is logged unless `RUST_LOG` says otherwise: an experiment's stderr is for its one error.
+    fn log_level(&self) -> &'static str {
+        match self {
+            Self::Serve(_) | Self::Engine(_) | Self::Pocket(_) => "info",
+            Self::Experiment(_) => "warn",
+        }
+    }
 }
 
 /// Exit code for bad input, as documented.
 const BAD_INPUT: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return answer_of_clap(&error),
+    };
+    let level = cli.command.log_level();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -34,18 +55,42 @@ fn main() -> ExitCode {
         .init();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
+        Err(message) => {
+            eprintln!("error: {}", one_line(&message));
             ExitCode::from(BAD_INPUT)
         }
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> Result<(), String> {
     match command {
-        Command::Serve(args) => {
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(server::serve::serve(&args))
-        }
-        Command::Pocket(args) => pipeline::pocket::run(args),
+        Command::Serve(args) => block_on(server::serve::serve(&args)),
+        Command::Engine(args) => block_on(server::serve::serve_engine(&args)),
+        Command::Pocket(args) => pipeline::pocket::run(args).map_err(|error| format!("{error:#}")),
+        // These errors name their cause themselves.
+        Command::Experiment(command) => cli::run(command).map_err(|error| error.to_string()),
     }
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(work));
+    done.map_err(|error| format!("{error:#}"))
+}
+
+/// Prints help, version, or what is wrong with the flags. A value that is wrong is one line like any bad input; for
+/// flags that are missing or unknown, clap shows the usage too.
+fn answer_of_clap(error: &clap::Error) -> ExitCode {
+    if error.kind() != ErrorKind::ValueValidation {
+        error.exit();
+    }
+    let rendered = error.render().to_string();
+    let message = rendered.split("\n\n").next().unwrap_or_default();
+    eprintln!("{}", one_line(message));
+    ExitCode::from(BAD_INPUT)
+}
+
+/// Messages of libraries and paths may hold line breaks.
+fn one_line(message: &str) -> String {
+    message.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }

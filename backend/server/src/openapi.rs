@@ -1,7 +1,8 @@
 //! The OpenAPI document, collected from the handlers.
 
-use crate::handlers::{extract, features, health, pictures, sources, steer, weights};
+use crate::handlers::{attribute, engine, extract, features, health, pictures, sources, steer, weights};
 use axum::Json;
+use std::collections::BTreeSet;
 use utoipa::OpenApi;
 
 /// `GET /api/v1/openapi.json`
@@ -26,8 +27,13 @@ use utoipa::OpenApi;
         pictures::find_picture_activations,
         pictures::picture_webp,
         weights::weights,
+        engine::engine,
         extract::extract,
+        extract::extract_here,
         steer::steer,
+        steer::steer_here,
+        attribute::attribute,
+        attribute::attribute_here,
     ),
     components(schemas(api::Problem))
 )]
@@ -39,11 +45,18 @@ pub async fn openapi_json() -> Json<utoipa::openapi::OpenApi> {
     Json(Document::openapi())
 }
 
+/// The part of the document that holds for an engine alone.
+pub async fn engine_openapi_json() -> Json<utoipa::openapi::OpenApi> {
+    let mut document = Document::openapi();
+    let served: BTreeSet<&str> = crate::router::engine_routes().into_iter().map(|(path, ..)| path).collect();
+    document.paths.paths.retain(|path, _| served.contains(path.as_str()));
+    Json(document)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)] // tests panic on purpose
     use super::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn every_route_is_documented_and_nothing_else() {
@@ -64,6 +77,15 @@ mod tests {
         assert!(routed.len() > 10);
     }
 
+    #[tokio::test]
+    async fn an_engines_routes_are_documented_as_well() {
+        let Json(document) = engine_openapi_json().await;
+        let documented: BTreeSet<&str> = document.paths.paths.keys().map(String::as_str).collect();
+        let routed: BTreeSet<&str> = crate::router::engine_routes().into_iter().map(|(path, ..)| path).collect();
+        assert_eq!(documented, routed);
+        assert!(routed.len() > 5);
+    }
+
     #[test]
     fn parameters_and_schemas_have_the_wires_names() {
         let document = serde_json::to_value(Document::openapi()).unwrap();
@@ -77,9 +99,18 @@ mod tests {
         let expected = ["category", "dead", "ids", "minScore", "model", "page", "perPage", "q", "sort", "source"];
         assert_eq!(names, BTreeSet::from(expected));
         let schemas = document["components"]["schemas"].as_object().unwrap();
-        for name in
-            ["Feature", "Activations", "Neighbours", "PictureActivations", "SteerRequest", "SteerEvent", "Problem"]
-        {
+        for name in [
+            "Feature",
+            "Activations",
+            "Neighbours",
+            "PictureActivations",
+            "SteerRequest",
+            "SteerEvent",
+            "AttributeRequest",
+            "AttributeResult",
+            "EngineInfo",
+            "Problem",
+        ] {
             assert!(schemas.contains_key(name), "{name} is not described");
         }
         assert!(schemas["Feature"]["properties"].get("maxActApprox").is_some());

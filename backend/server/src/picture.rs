@@ -3,7 +3,7 @@
 use crate::error::AppError;
 use base64::Engine;
 use bytes::Bytes;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use std::io::Cursor;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -67,6 +67,8 @@ pub enum PictureError {
     NotAnImage,
     #[error("The picture is damaged or cut off ({0}). Save it again and retry.")]
     Damaged(String),
+    #[error("The picture is a CMYK JPEG; save it as RGB.")]
+    Cmyk,
     #[error(
         "The picture has {width}×{height} pixels; at most {} megapixels and {} pixels on a side are taken. \
          Send a smaller one.",
@@ -87,6 +89,10 @@ pub fn decode_picture(bytes: &[u8]) -> Result<DynamicImage, PictureError> {
     if reader.format().is_none_or(|format| !format.reading_enabled()) {
         return Err(PictureError::NotAnImage);
     }
+    // Four inks would be decoded as if they were light: with wrong colours, the model would see another picture.
+    if reader.format() == Some(ImageFormat::Jpeg) && jpeg_components(bytes) == Some(4) {
+        return Err(PictureError::Cmyk);
+    }
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_DECODER_BYTES);
     reader.limits(limits);
@@ -99,6 +105,24 @@ pub fn decode_picture(bytes: &[u8]) -> Result<DynamicImage, PictureError> {
     let mut picture = DynamicImage::from_decoder(decoder).map_err(picture_error)?;
     picture.apply_orientation(orientation);
     Ok(picture)
+}
+
+/// Colour components of a JPEG, from its frame header (ITU-T T.81, B.2.2): 1 grey, 3 colour, 4 CMYK or YCCK.
+fn jpeg_components(bytes: &[u8]) -> Option<u8> {
+    const START_OF_FRAME: [u8; 13] = [0xc0, 0xc1, 0xc2, 0xc3, 0xc5, 0xc6, 0xc7, 0xc9, 0xca, 0xcb, 0xcd, 0xce, 0xcf];
+    const START_OF_SCAN: u8 = 0xda;
+    let mut at = 2;
+    loop {
+        match bytes.get(at..at + 2)? {
+            // Markers may be preceded by any number of fill bytes.
+            [0xff, 0xff] => at += 1,
+            [0xff, START_OF_SCAN] => return None,
+            // Length (2 bytes), precision (1), height (2), width (2), components (1).
+            [0xff, marker] if START_OF_FRAME.contains(marker) => return bytes.get(at + 9).copied(),
+            [0xff, _] => at += 2 + usize::from(u16::from_be_bytes([*bytes.get(at + 2)?, *bytes.get(at + 3)?])),
+            _ => return None,
+        }
+    }
 }
 
 fn picture_error(error: ImageError) -> PictureError {
@@ -126,7 +150,7 @@ pub fn bytes_from_data_url(url: &str) -> Result<Vec<u8>, PictureError> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
     use super::*;
-    use image::{ImageFormat, RgbImage};
+    use image::{GrayImage, RgbImage};
 
     fn png(width: u32, height: u32) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
@@ -148,6 +172,27 @@ mod tests {
         let whole = png(64, 64);
         for keep in [20, 40, whole.len() / 2] {
             assert!(matches!(decode_picture(&whole[..keep]), Err(PictureError::Damaged(_))), "{keep} bytes");
+        }
+    }
+
+    #[test]
+    fn four_inks_are_refused() {
+        let error = decode_picture(include_bytes!("../tests/fixtures/cmyk.jpg")).unwrap_err();
+        assert!(matches!(error, PictureError::Cmyk) && error.to_string().contains("CMYK"), "{error}");
+        let jpeg = |picture: DynamicImage| {
+            let mut bytes = Cursor::new(Vec::new());
+            picture.write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
+            bytes.into_inner()
+        };
+        for (picture, components) in
+            [(DynamicImage::from(RgbImage::new(3, 2)), 3), (DynamicImage::from(GrayImage::new(3, 2)), 1)]
+        {
+            let bytes = jpeg(picture);
+            assert_eq!(jpeg_components(&bytes), Some(components));
+            assert!(decode_picture(&bytes).is_ok());
+        }
+        for cut in [&b""[..], b"\xff\xd8", b"\xff\xd8\xff\xe0\0", b"\xff\xd8\xff\xff\xff", b"\xff\xd8\xff\xda\0\x08"] {
+            assert_eq!(jpeg_components(cut), None, "{cut:?}");
         }
     }
 

@@ -1,14 +1,14 @@
 //! Every route of the server, on one page.
 
 use crate::{
-    AppState,
+    AppState, EngineState,
     error::{AppError, REQUEST_ID, finish_problems, panic_response},
-    handlers::{extract, features, health, pictures, sources, steer, weights},
+    handlers::{attribute, engine, extract, features, health, pictures, sources, steer, weights},
     openapi, ssr, static_files,
 };
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request},
+    extract::{DefaultBodyLimit, FromRef, Request},
     http::{HeaderName, HeaderValue, Uri, header},
     middleware,
     routing::{MethodRouter, any, get, post},
@@ -24,15 +24,20 @@ use tower_http::{
 
 /// Largest request that is read at all; pictures above [`crate::picture::MAX_UPLOAD`] are read to be refused politely.
 const MAX_FORM: usize = 64 << 20;
-/// A steer request holds its picture as base64, a third larger, and some text.
-const MAX_STEER: usize = crate::picture::MAX_UPLOAD / 3 * 4 + (1 << 20);
+/// A steer or attribute request holds its picture as base64, a third larger, and some text.
+const MAX_JSON: usize = crate::picture::MAX_UPLOAD / 3 * 4 + (1 << 20);
 
-/// Path, method and handler of everything that OpenAPI documents.
-pub fn documented_routes() -> Vec<(&'static str, &'static str, MethodRouter<AppState>)> {
-    vec![
+/// Path, method and handler.
+type Route<S> = (&'static str, &'static str, MethodRouter<S>);
+
+/// Everything that OpenAPI documents.
+pub fn documented_routes() -> Vec<Route<AppState>> {
+    let form = || DefaultBodyLimit::max(MAX_FORM);
+    let json = || DefaultBodyLimit::max(MAX_JSON);
+    let mut routes: Vec<Route<AppState>> = vec![
         ("/healthz", "get", get(health::healthz)),
-        ("/pictures/{file}", "get", get(pictures::picture_webp)),
         ("/api/v1/openapi.json", "get", get(openapi::openapi_json)),
+        ("/pictures/{file}", "get", get(pictures::picture_webp)),
         ("/api/v1/sources", "get", get(sources::list_sources)),
         ("/api/v1/{model}/{source}", "get", get(sources::find_source)),
         ("/api/v1/{model}/{source}/features", "get", get(features::list_features)),
@@ -43,18 +48,54 @@ pub fn documented_routes() -> Vec<(&'static str, &'static str, MethodRouter<AppS
         ("/api/v1/{model}/{source}/pictures/{id}/activations", "get", get(pictures::find_picture_activations)),
         ("/api/v1/{model}/{source}/random", "get", get(features::random_feature)),
         ("/api/v1/{model}/{source}/weights/{file}", "get", get(weights::weights)),
-        ("/api/v1/{model}/{source}/extract", "post", post(extract::extract).layer(DefaultBodyLimit::max(MAX_FORM))),
-        ("/api/v1/{model}/{source}/steer", "post", post(steer::steer).layer(DefaultBodyLimit::max(MAX_STEER))),
+        ("/api/v1/{model}/{source}/extract", "post", post(extract::extract).layer(form())),
+        ("/api/v1/{model}/{source}/steer", "post", post(steer::steer).layer(json())),
+        ("/api/v1/{model}/{source}/attribute", "post", post(attribute::attribute).layer(json())),
+    ];
+    routes.extend(model_routes());
+    routes
+}
+
+/// What an engine alone serves, too: no source in the path, for it has only one.
+fn model_routes<S>() -> Vec<Route<S>>
+where
+    S: Clone + Send + Sync + 'static,
+    EngineState: FromRef<S>,
+{
+    let json = || DefaultBodyLimit::max(MAX_JSON);
+    vec![
+        ("/api/v1/engine", "get", get(engine::engine)),
+        ("/api/v1/extract", "post", post(extract::extract_here).layer(DefaultBodyLimit::max(MAX_FORM))),
+        ("/api/v1/steer", "post", post(steer::steer_here).layer(json())),
+        ("/api/v1/attribute", "post", post(attribute::attribute_here).layer(json())),
     ]
+}
+
+/// Everything that `lmm-scope engine` serves.
+pub fn engine_routes() -> Vec<Route<EngineState>> {
+    let mut routes: Vec<Route<EngineState>> = vec![
+        ("/healthz", "get", get(health::engine_healthz)),
+        ("/api/v1/openapi.json", "get", get(openapi::engine_openapi_json)),
+    ];
+    routes.extend(model_routes());
+    routes
+}
+
+fn with_routes<S: Clone + Send + Sync + 'static>(routes: Vec<Route<S>>) -> Router<S> {
+    routes
+        .into_iter()
+        .fold(Router::new(), |router, (path, _, handler)| router.route(path, handler.fallback(wrong_method)))
+}
+
+/// The engine alone.
+pub fn engine_router(state: EngineState) -> Router {
+    with_layers(with_routes(engine_routes()).fallback(no_route).with_state(state))
 }
 
 /// The whole server: API, pictures, bundles in `site`, files in `public`, and pages for all other addresses.
 pub fn router(state: AppState, site: &Path, public: &Path) -> Router {
-    let routes = documented_routes()
-        .into_iter()
-        .fold(Router::new(), |router, (path, _, handler)| router.route(path, handler.fallback(wrong_method)));
     let pages = static_files::public(public, any(ssr::page), state.clone());
-    let routes = routes
+    let routes = with_routes(documented_routes())
         .route("/api/{*rest}", any(no_route))
         .nest("/assets", static_files::assets(site))
         .fallback_service(pages)

@@ -1,7 +1,13 @@
-//! `lmm-scope serve`: open the store, start the engine, listen, and stop in good order.
+//! `lmm-scope serve`: open the store, start the engine, listen, and stop in good order. `lmm-scope engine`: the same
+//! without store and pages.
 
 use crate::{
-    AppState, assets::site_assets, catalogue::Catalogue, config::ServeArgs, engine::Engine, router::router,
+    AppState, EngineState,
+    assets::site_assets,
+    catalogue::Catalogue,
+    config::{ComputeArgs, EngineArgs, EngineChoice, ServeArgs},
+    engine::{Engine, EngineError, EngineSpec, Fit, Runner, remote::RemoteEngines, sae_revision},
+    router::{engine_router, router},
     weights::Weights,
 };
 use anyhow::Context;
@@ -33,7 +39,37 @@ pub async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     // People look for this line; the log goes to stderr.
     writeln!(io::stdout(), "LMM Scope is ready: {url}")?;
     tracing::info!(url, "listening");
+    run(listener, app).await?;
+    store.close().await;
+    Ok(())
+}
 
+/// Serves the engine alone until SIGINT or SIGTERM.
+///
+/// # Errors
+/// When model or SAE cannot be read or do not fit each other, or the address is taken.
+pub async fn serve_engine(args: &EngineArgs) -> anyhow::Result<()> {
+    let app = engine_app(args).await?;
+    let listener = listen(Some(args.listen)).await?;
+    let url = url_to_open(listener.local_addr()?);
+    writeln!(io::stdout(), "LMM Scope's engine is ready: {url}")?;
+    tracing::info!(url, "listening");
+    run(listener, app).await
+}
+
+/// The engine's router with everything behind it.
+///
+/// # Errors
+/// When model or SAE cannot be read or do not fit each other.
+pub async fn engine_app(args: &EngineArgs) -> anyhow::Result<axum::Router> {
+    let (asked, queue) = (args.clone(), usize::from(args.engine_queue));
+    let spec = tokio::task::spawn_blocking(move || asked.spec()).await??;
+    let engine = Engine::start(spec, queue).await?;
+    Ok(engine_router(EngineState { engine: engine.into(), catalogue: None }))
+}
+
+/// Answers requests until a signal, then lets running ones end.
+async fn run(listener: TcpListener, app: axum::Router) -> anyhow::Result<()> {
     let (stop, stopped) = tokio::sync::watch::channel(());
     let server = axum::serve(listener, app).with_graceful_shutdown(async move {
         shutdown_signal().await;
@@ -49,7 +85,6 @@ pub async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         ended = server.into_future() => ended?,
         () = overdue => tracing::warn!(waited_secs = SHUTDOWN_SECS, "requests were cut off"),
     }
-    store.close().await;
     Ok(())
 }
 
@@ -69,7 +104,7 @@ pub async fn app(args: &ServeArgs) -> anyhow::Result<(axum::Router, Store)> {
     let sae_folder = folder.join("sae").join(&source.hook_point);
     let store = Store::open(&args.database_url()?).await?;
     // The model loads while the features are imported.
-    let engine = Engine::start(folder.clone(), source, usize::from(args.engine_queue));
+    let engine = start_runner(args, source);
     let weights_key = key.clone();
     let weights = tokio::task::spawn_blocking(move || Weights::open(weights_key, &sae_folder));
     let (engine, imported, weights) = tokio::join!(engine, store.import_artifacts(folder), weights);
@@ -83,6 +118,26 @@ pub async fn app(args: &ServeArgs) -> anyhow::Result<(axum::Router, Store)> {
     };
     frontend::render::init();
     Ok((router(state, &site, &args.public), store))
+}
+
+/// The engine that `--engine` names, if it is the one that the source's features were found with.
+async fn start_runner(args: &ServeArgs, source: api::Source) -> Result<Runner, EngineError> {
+    let ComputeArgs { device, dtype } = args.compute;
+    let spec = EngineSpec { device, dtype, ..EngineSpec::of_source(&args.artifacts, &source)? };
+    let sae = spec.sae.clone();
+    match &args.engine {
+        EngineChoice::Local => {
+            let engine = Engine::start(spec, usize::from(args.engine_queue)).await?;
+            let fit = Fit { source, sae_revision: None };
+            fit.check(&engine.info()).map_err(|reason| EngineError::Mismatch { path: sae, reason })?;
+            Ok(engine.into())
+        }
+        EngineChoice::Remote(urls) => {
+            let revision = tokio::task::spawn_blocking(move || sae_revision(&sae)).await;
+            let sae_revision = Some(revision.map_err(|_| EngineError::Stopped)??);
+            Ok(RemoteEngines::connect(urls, Fit { source, sae_revision }).await?.into())
+        }
+    }
 }
 
 fn log_import(import: &Import) {

@@ -5,7 +5,7 @@ use leptos::prelude::*;
 use leptos_meta::Title;
 
 /// Method, path under `/api/v1`, what it does, an example query or body.
-const ENDPOINTS: [(&str, &str, &str, &str); 13] = [
+const ENDPOINTS: [(&str, &str, &str, &str); 15] = [
     ("GET", "/sources", "All sources: one autoencoder at one hook point of one model.", ""),
     ("GET", "/{model}/{source}", "One source, with its numbers and where they come from.", ""),
     (
@@ -43,14 +43,26 @@ const ENDPOINTS: [(&str, &str, &str, &str); 13] = [
     (
         "POST",
         "/{model}/{source}/extract",
-        "A picture (multipart: image file, or picture id) and an optional prompt in, hidden states out: safetensors with hidden f16 [tokens, d_model] and input_ids i32 [tokens].",
+        "A picture (multipart: image file, or picture id) and an optional prompt in, hidden states out: safetensors with hidden f16 [tokens, d_model] and input_ids i32 [tokens]. dtype = f16 | f32; lens = n adds the n nearest words of every position; hook = another hook point, such as layers.2 or vision.0.",
         "-F image=@cat.jpg -F prompt='What is it?' -o hidden.safetensors",
     ),
     (
         "POST",
         "/{model}/{source}/steer",
-        "Original, reconstructed and steered text, streamed as server-sent events. steer_method = CLAMP | SIMPLE_ADDITIVE | ABLATE; positions = all | prefill | image | text | generated.",
+        "Original, reconstructed and steered text, streamed as server-sent events. steer_method = CLAMP | SIMPLE_ADDITIVE | ORTHOGONAL_DECOMP | ABLATE; positions = all | prefill | image | text | generated.",
         "-H 'content-type: application/json' -d '{\"features\":[{\"index\":17,\"strength\":12}],\"prompt\":\"Tell me a story about Alice and Bob.\"}'",
+    ),
+    (
+        "POST",
+        "/{model}/{source}/attribute",
+        "Which features made the model say answer rather than baseline: one forward and one backward pass for all of them. verify = n really removes the first n; map = a feature's share at every position.",
+        "-H 'content-type: application/json' -d '{\"prompt\":\"What is this?\",\"answer\":\"cat\",\"baseline\":\"dog\"}'",
+    ),
+    (
+        "GET",
+        "/engine",
+        "The engine behind extract, steer and attribute, which also answer without /{model}/{source}.",
+        "",
     ),
     (
         "GET",

@@ -4,7 +4,7 @@ use super::trainer::{Progress, read_progress};
 use anyhow::{Context, Result};
 use burn::tensor::backend::Backend;
 use model::clip::ClipVision;
-use model::{LlavaNext, LlavaNextConfig};
+use model::{Dtype, LlavaNext, LlavaNextConfig};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -40,7 +40,7 @@ impl Earlier {
     /// A missing file.
     pub fn lmm<B: Backend>(&self, device: &B::Device) -> Result<LlavaNext<B>> {
         let config = LlavaNextConfig::load(&self.model)?;
-        LlavaNext::load(&config, &self.model, device)
+        LlavaNext::load(&config, &self.model, device, Dtype::F32)
             .with_context(|| format!("going on from the model in {}", self.model.display()))
     }
 

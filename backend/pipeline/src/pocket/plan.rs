@@ -122,6 +122,7 @@ impl Plan {
                 bos_token_id: Some(1),
                 eos_token_id: Some(OneOrMany::One(2)),
                 tie_word_embeddings: false,
+                sliding_window: None,
             },
             vision_config: self.vision_config(),
             image_token_index: 3,

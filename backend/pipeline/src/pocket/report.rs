@@ -226,8 +226,13 @@ fn stories<B: Backend>(
     for prompt in [FEELING_QUESTION, STORY_PROMPT] {
         writeln!(text, "**{prompt}**\n\n| | |\n|---|---|")?;
         writeln!(text, "| original | {} |", answer(lmm, prompt, None, None, 60)?)?;
-        let with =
-            |edits: Vec<Edit>| Intervention { layer: plan.layer, sae: sae.clone(), edits, positions: Positions::All };
+        let with = |edits: Vec<Edit>| Intervention {
+            hook: plan.layer.into(),
+            sae: sae.clone(),
+            edits,
+            positions: Positions::All,
+            keep_error: false,
+        };
         writeln!(text, "| reconstructed | {} |", answer(lmm, prompt, None, Some(&with(Vec::new())), 60)?)?;
         for row in emotion_features(features) {
             let feature = &row.feature;

@@ -68,20 +68,15 @@ impl<B: Backend> TrainedSae<B> {
 
     fn into_sae(self, k: usize) -> Sae<B> {
         let [latents, d] = self.w_dec.val().dims();
-        Sae {
-            config: SaeConfig {
-                expansion_factor: latents / d,
-                normalize_decoder: true,
-                num_latents: latents,
-                k,
-                signed: false,
-                d_in: d,
-            },
-            encoder: self.encoder.val(),
-            encoder_bias: self.encoder_bias.val(),
-            w_dec: self.w_dec.val(),
-            b_dec: self.b_dec.val(),
-        }
+        let config = SaeConfig {
+            expansion_factor: latents / d,
+            normalize_decoder: true,
+            num_latents: latents,
+            k,
+            signed: false,
+            d_in: d,
+        };
+        Sae::top_k(config, self.encoder.val(), self.encoder_bias.val(), self.w_dec.val(), self.b_dec.val())
     }
 }
 

@@ -1,11 +1,15 @@
+use super::{
+    engine::engine_of,
+    given::{GivenPicture, check_prompt},
+};
 use crate::{
-    AppState,
-    engine::{EngineError, ExtractInput, Hidden},
+    AppState, EngineState,
+    engine::{EngineError, ExtractInput, Hidden, Runner, remote::RemoteEngines},
     error::AppError,
     extractors::{Path, Query},
-    picture::{HeldPicture, MAX_UPLOAD, decode_in_slot, decode_stored},
+    picture::MAX_UPLOAD,
 };
-use api::{EXTRACT_KINDS_HEADER, ExtractQuery};
+use api::{EXTRACT_KINDS_HEADER, ExtractDtype, ExtractQuery};
 use axum::{
     extract::{
         FromRequest, Multipart, Request, State,
@@ -15,13 +19,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use frontend::api::SourceKey;
 use half::f16;
+use model::{hook::Hook, lens::Lens};
+use reqwest::multipart;
 use safetensors::{Dtype, tensor::TensorView};
 use std::collections::HashMap;
 
-/// Longest prompt in bytes: far above what the model takes, far below what would keep its tokenizer busy.
-pub(crate) const MAX_PROMPT: usize = 16 << 10;
+/// Tokens per position that the lenses name at most.
+const MAX_LENS: u32 = 20;
 
 /// Form of the extract route.
 #[derive(utoipa::ToSchema)]
@@ -39,7 +44,9 @@ pub struct ExtractBody {
 
 /// Picture and prompt in, hidden states at the hook point out, as a safetensors file.
 ///
-/// `hidden` f16 `[tokens, d_model]`, `input_ids` i32 `[tokens]`; metadata `spans`, `grid`, `provenance` (JSON each).
+/// `hidden` f16 or f32 `[tokens, d_model]`, `input_ids` i32 `[tokens]`; metadata `spans`, `grid`, `provenance` (JSON
+/// each), `hook_point`. With `lens`: `lens_logit_ids`, `lens_logit_scores` `[tokens, n]`, `lens_embedding_ids`,
+/// `lens_embedding_scores` `[picture positions, n]`, metadata `lens_tokens` (JSON, id → string).
 #[utoipa::path(post, path = "/api/v1/{model}/{source}/extract", tag = "engine",
     params(("model" = String, Path), ("source" = String, Path), ExtractQuery),
     request_body(content = ExtractBody, content_type = "multipart/form-data"),
@@ -52,17 +59,84 @@ pub async fn extract(
     Query(query): Query<ExtractQuery>,
     request: Request,
 ) -> Result<Response, AppError> {
-    let key = SourceKey::new(model, source);
-    state.catalogue.source(&key).await?;
-    let engine = super::engine_of(&state, &key)?;
+    answer(engine_of(state, model, source).await?, query, request).await
+}
+
+/// The same for the one source whose model runs here.
+#[utoipa::path(post, path = "/api/v1/extract", tag = "engine", params(ExtractQuery),
+    request_body(content = ExtractBody, content_type = "multipart/form-data"),
+    responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>,
+        headers(("x-engine" = String, description = "which engine ran, and for how long: `cpu;ms=41`"))),
+        super::Refused, super::EngineRefused))]
+pub async fn extract_here(
+    State(state): State<EngineState>,
+    Query(query): Query<ExtractQuery>,
+    request: Request,
+) -> Result<Response, AppError> {
+    answer(state, query, request).await
+}
+
+async fn answer(state: EngineState, query: ExtractQuery, request: Request) -> Result<Response, AppError> {
+    let options = ExtractOptions::read(&query)?;
     let form = ExtractForm::read(query, request).await?;
-    let image = form.picture(&state, &key).await?;
-    let input = ExtractInput { image, prompt: form.prompt.unwrap_or_default() };
-    if input.image.is_none() && input.prompt.is_empty() {
+    let id = form.picture.as_deref().filter(|id| !id.is_empty());
+    let picture = GivenPicture::find(&state, form.image, id).await?;
+    let prompt = form.prompt.unwrap_or_default();
+    if picture.is_none() && prompt.is_empty() {
         return Err(AppError::bad_request("Send a picture (`image`), the id of one (`picture`), or a `prompt`."));
     }
+    let engine = match &state.engine {
+        Runner::Local(engine) => engine,
+        Runner::Remote(engines) => return forward(engines, options, picture, prompt).await,
+    };
+    let image = match picture {
+        Some(picture) => Some(picture.decode().await?),
+        None => None,
+    };
+    let input = ExtractInput { image, prompt, hook: options.hook, lens: options.lens as usize };
     let hidden = engine.extract(input).await?;
-    extract_response(&hidden)
+    extract_response(&hidden, options.dtype, &engine.info().device)
+}
+
+async fn forward(
+    engines: &RemoteEngines,
+    options: ExtractOptions,
+    picture: Option<GivenPicture>,
+    prompt: String,
+) -> Result<Response, AppError> {
+    let ExtractOptions { dtype, lens, hook } = options;
+    let hook = hook.map(|hook| hook.to_string());
+    let query = ExtractQuery { dtype, lens, hook, ..ExtractQuery::default() };
+    let image = picture.map(GivenPicture::into_bytes);
+    let fill = |request: reqwest::RequestBuilder| {
+        let form = multipart::Form::new().text("prompt", prompt.clone());
+        let form = match image.clone() {
+            Some(bytes) => form.part("image", multipart::Part::stream(bytes).file_name("picture")),
+            None => form,
+        };
+        request.query(&query).multipart(form)
+    };
+    engines.post("/api/v1/extract", fill).await
+}
+
+/// What the query asks for beside picture and prompt.
+#[derive(Debug, Clone, Copy)]
+struct ExtractOptions {
+    dtype: ExtractDtype,
+    lens: u32,
+    hook: Option<Hook>,
+}
+
+impl ExtractOptions {
+    fn read(query: &ExtractQuery) -> Result<Self, AppError> {
+        let ExtractQuery { dtype, lens, ref hook, .. } = *query;
+        if lens > MAX_LENS {
+            return Err(AppError::bad_request(format!("lens: {lens} tokens were asked for; at most {MAX_LENS}.")));
+        }
+        let hook = hook.as_deref().map(str::parse::<Hook>).transpose();
+        let hook = hook.map_err(|reason| AppError::bad_request(format!("hook: {reason}.")))?;
+        Ok(Self { dtype, lens, hook })
+    }
 }
 
 /// The parts of the form, over those of the query.
@@ -98,26 +172,6 @@ impl ExtractForm {
         }
         Ok(())
     }
-
-    async fn picture(&self, state: &AppState, key: &SourceKey) -> Result<Option<HeldPicture>, AppError> {
-        match (&self.image, self.picture.as_deref().filter(|id| !id.is_empty())) {
-            (Some(_), Some(_)) => Err(AppError::bad_request("Send `image` or `picture`, not both.")),
-            (Some(bytes), None) => Ok(Some(decode_in_slot(bytes.clone()).await?)),
-            (None, Some(id)) => {
-                state.catalogue.picture(key, id).await?;
-                Ok(Some(decode_stored(state.catalogue.picture_webp(id).await?.webp.into()).await?))
-            }
-            (None, None) => Ok(None),
-        }
-    }
-}
-
-/// Refuses what no model would take, before it is tokenised.
-pub(crate) fn check_prompt(prompt: &str) -> Result<(), AppError> {
-    if prompt.len() <= MAX_PROMPT {
-        return Ok(());
-    }
-    Err(AppError::prompt_too_long(format!("The prompt has {} bytes; at most {MAX_PROMPT} are taken.", prompt.len())))
 }
 
 async fn read_text(field: Field<'_>) -> Result<String, AppError> {
@@ -148,9 +202,9 @@ fn multipart_error(error: MultipartError) -> AppError {
     AppError::bad_request(format!("The form cannot be read: {}", error.body_text()))
 }
 
-fn extract_response(hidden: &Hidden) -> Result<Response, AppError> {
-    let body = safetensors_from_hidden(hidden)?;
-    let engine = format!("cpu;ms={}", hidden.took.as_millis());
+fn extract_response(hidden: &Hidden, dtype: ExtractDtype, device: &str) -> Result<Response, AppError> {
+    let body = safetensors_from_hidden(hidden, dtype)?;
+    let engine = format!("{device};ms={}", hidden.took.as_millis());
     let mut response = body.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -159,20 +213,62 @@ fn extract_response(hidden: &Hidden) -> Result<Response, AppError> {
     Ok(response)
 }
 
+/// One tensor of the answer.
+struct Written {
+    name: &'static str,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Written {
+    fn ids(name: &'static str, shape: Vec<usize>, ids: &[u32]) -> Self {
+        let bytes = ids.iter().flat_map(|id| (*id as i32).to_le_bytes()).collect();
+        Self { name, dtype: Dtype::I32, shape, bytes }
+    }
+
+    fn floats(name: &'static str, shape: Vec<usize>, values: &[f32]) -> Self {
+        Self { name, dtype: Dtype::F32, shape, bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect() }
+    }
+
+    fn halves(name: &'static str, shape: Vec<usize>, values: &[f32]) -> Self {
+        // A few channels of the residual stream are massive; a half float ends at 65,504.
+        let half = |value: &f32| f16::from_f32(value.clamp(f16::MIN.to_f32(), f16::MAX.to_f32())).to_le_bytes();
+        Self { name, dtype: Dtype::F16, shape, bytes: values.iter().flat_map(half).collect() }
+    }
+
+    fn lens([ids, scores]: [&'static str; 2], lens: &Lens) -> [Self; 2] {
+        let shape = vec![lens.ids.len() / lens.n.max(1), lens.n];
+        [Self::ids(ids, shape.clone(), &lens.ids), Self::floats(scores, shape, &lens.scores)]
+    }
+}
+
 /// The body that [`api::extract`] describes.
-fn safetensors_from_hidden(hidden: &Hidden) -> Result<Vec<u8>, EngineError> {
-    // A few channels of the residual stream are massive; a half float ends at 65,504.
-    let half = |value: &f32| f16::from_f32(value.clamp(f16::MIN.to_f32(), f16::MAX.to_f32())).to_le_bytes();
-    let values: Vec<u8> = hidden.values.iter().flat_map(half).collect();
-    let input_ids: Vec<u8> = hidden.input_ids.iter().flat_map(|id| (*id as i32).to_le_bytes()).collect();
-    let tensors = [
-        ("hidden", TensorView::new(Dtype::F16, vec![hidden.tokens, hidden.d_model], &values)?),
-        ("input_ids", TensorView::new(Dtype::I32, vec![hidden.input_ids.len()], &input_ids)?),
+fn safetensors_from_hidden(hidden: &Hidden, dtype: ExtractDtype) -> Result<Vec<u8>, EngineError> {
+    let shape = vec![hidden.tokens, hidden.d_model];
+    let mut tensors = vec![
+        match dtype {
+            ExtractDtype::F16 => Written::halves("hidden", shape, &hidden.values),
+            ExtractDtype::F32 => Written::floats("hidden", shape, &hidden.values),
+        },
+        Written::ids("input_ids", vec![hidden.input_ids.len()], &hidden.input_ids),
     ];
-    let metadata = HashMap::from([
+    let mut metadata = HashMap::from([
         ("spans".to_owned(), serde_json::to_string(&hidden.spans)?),
         ("grid".to_owned(), serde_json::to_string(&hidden.grid)?),
         ("provenance".to_owned(), serde_json::to_string(&hidden.provenance)?),
+        ("hook_point".to_owned(), hidden.hook.to_string()),
     ]);
-    Ok(safetensors::serialize(tensors, Some(metadata))?)
+    if let Some(lenses) = &hidden.lenses {
+        let logit = lenses.logit.iter().map(|lens| (["lens_logit_ids", "lens_logit_scores"], lens));
+        let embedding = lenses.embedding.iter().map(|lens| (["lens_embedding_ids", "lens_embedding_scores"], lens));
+        tensors.extend(logit.chain(embedding).flat_map(|(names, lens)| Written::lens(names, lens)));
+        metadata.insert("lens_tokens".to_owned(), serde_json::to_string(&lenses.tokens)?);
+    }
+    let views = tensors.iter().map(|tensor| {
+        let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)?;
+        Ok::<_, EngineError>((tensor.name, view))
+    });
+    let views = views.collect::<Result<Vec<_>, _>>()?;
+    Ok(safetensors::serialize(views, Some(metadata))?)
 }

@@ -1,4 +1,4 @@
-use crate::{AppState, error::AppError};
+use crate::{AppState, EngineState, error::AppError};
 use axum::{Json, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -17,5 +17,10 @@ pub struct Health {
 #[utoipa::path(get, path = "/healthz", tag = "server", responses((status = 200, body = Health), super::Refused))]
 pub async fn healthz(State(state): State<AppState>) -> Result<Json<Health>, AppError> {
     let sources = state.catalogue.sources().await?.len();
-    Ok(Json(Health { sources, engine_free: state.engine.free() }))
+    Ok(Json(Health { sources, engine_free: state.engine.free().await }))
+}
+
+/// The same of an engine alone, which has no database.
+pub async fn engine_healthz(State(state): State<EngineState>) -> Json<Health> {
+    Json(Health { sources: 0, engine_free: state.engine.free().await })
 }

@@ -1,26 +1,18 @@
 //! One thin handler per route: extractors, one call, wire type.
 
+pub mod attribute;
+pub mod engine;
 pub mod extract;
 pub mod features;
+mod given;
 pub mod health;
 pub mod pictures;
 pub mod sources;
 pub mod steer;
 pub mod weights;
 
-use crate::{AppState, engine::Engine, error::AppError};
 use api::Problem;
-use frontend::api::SourceKey;
 use utoipa::IntoResponses;
-
-/// The engine, if it has this source's model.
-fn engine_of<'a>(state: &'a AppState, key: &SourceKey) -> Result<&'a Engine, AppError> {
-    if state.engine.source() == key {
-        return Ok(&state.engine);
-    }
-    let SourceKey { model, source } = key;
-    Err(AppError::not_found(format!("This server has no model for {model}/{source}; its features can be read only.")))
-}
 
 /// Answers of the routes that read.
 #[derive(IntoResponses)]

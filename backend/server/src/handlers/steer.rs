@@ -1,10 +1,12 @@
-use super::extract::check_prompt;
+use super::{
+    engine::engine_of,
+    given::{GivenPicture, check_prompt},
+};
 use crate::{
-    AppState,
-    engine::SteerInput,
+    AppState, EngineState,
+    engine::{Runner, SteerInput},
     error::AppError,
     extractors::{Json, Path},
-    picture::{HeldPicture, MAX_UPLOAD, bytes_from_data_url, decode_in_slot, decode_stored},
 };
 use api::{SteerEvent, SteerMethod, SteerRequest};
 use axum::{
@@ -15,7 +17,6 @@ use axum::{
         sse::{Event, KeepAlive},
     },
 };
-use frontend::api::SourceKey;
 use futures::StreamExt;
 use std::collections::BTreeSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -23,6 +24,8 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 const MAX_FEATURES: usize = 64;
 const MAX_TOKENS: u32 = 256;
 const MAX_TEMPERATURE: f32 = 5.0;
+const MAX_POSITIONS: usize = 4096;
+const MAX_ALTERNATIVES: u32 = 10;
 
 /// Original, reconstructed and steered text, streamed.
 ///
@@ -35,13 +38,37 @@ const MAX_TEMPERATURE: f32 = 5.0;
 pub async fn steer(
     State(state): State<AppState>,
     Path((model, source)): Path<(String, String)>,
-    Json(mut request): Json<SteerRequest>,
+    Json(request): Json<SteerRequest>,
 ) -> Result<Response, AppError> {
-    let key = SourceKey::new(model, source);
-    state.catalogue.source(&key).await?;
-    let engine = super::engine_of(&state, &key)?;
+    answer(engine_of(state, model, source).await?, request).await
+}
+
+/// The same for the one source whose model runs here.
+#[utoipa::path(post, path = "/api/v1/steer", tag = "engine", request_body = SteerRequest,
+    responses((status = 200, content_type = "text/event-stream", body = SteerEvent),
+        super::Refused, super::EngineRefused))]
+pub async fn steer_here(
+    State(state): State<EngineState>,
+    Json(request): Json<SteerRequest>,
+) -> Result<Response, AppError> {
+    answer(state, request).await
+}
+
+async fn answer(state: EngineState, mut request: SteerRequest) -> Result<Response, AppError> {
     check_request(&request)?;
-    let image = picture_of(&state, &key, &mut request).await?;
+    let picture = GivenPicture::find_in_json(&state, &mut request.image, request.picture.as_deref()).await?;
+    let engine = match &state.engine {
+        Runner::Local(engine) => engine,
+        Runner::Remote(engines) => {
+            let image = picture.map(GivenPicture::into_data_url);
+            let request = SteerRequest { picture: None, image, ..request };
+            return engines.post("/api/v1/steer", |post| post.json(&request)).await;
+        }
+    };
+    let image = match picture {
+        Some(picture) => Some(picture.decode().await?),
+        None => None,
+    };
     let events = engine.steer(SteerInput { request, image }).await?;
     let stream = UnboundedReceiverStream::new(events).map(|event| Event::default().event("steer").json_data(event));
     let mut response = Sse::new(stream).keep_alive(KeepAlive::default()).into_response();
@@ -78,28 +105,23 @@ fn check_request(request: &SteerRequest) -> Result<(), AppError> {
     if !(0.0..=MAX_TEMPERATURE).contains(&request.temperature) {
         return refuse(format!("temperature: {} is not between 0 and {MAX_TEMPERATURE}.", request.temperature));
     }
-    Ok(())
+    check_details(request)
 }
 
-/// The picture of a request, decoded; the request keeps no copy of it.
-async fn picture_of(
-    state: &AppState,
-    key: &SourceKey,
-    request: &mut SteerRequest,
-) -> Result<Option<HeldPicture>, AppError> {
-    match (request.image.take(), request.picture.as_deref()) {
-        (Some(_), Some(_)) => Err(AppError::bad_request("Send `image` or `picture`, not both.")),
-        (Some(url), None) => {
-            let bytes = bytes_from_data_url(&url)?;
-            if bytes.len() > MAX_UPLOAD {
-                return Err(AppError::upload_too_large(MAX_UPLOAD));
-            }
-            Ok(Some(decode_in_slot(bytes.into()).await?))
+fn check_details(request: &SteerRequest) -> Result<(), AppError> {
+    let refuse = |detail: String| Err(AppError::bad_request(detail));
+    if let Some(top_p) = request.top_p.filter(|top_p| !(*top_p > 0.0 && *top_p <= 1.0)) {
+        return refuse(format!("top_p: {top_p} is not above 0 and at most 1."));
+    }
+    if request.top_alternatives > MAX_ALTERNATIVES {
+        let asked = request.top_alternatives;
+        return refuse(format!("top_alternatives: {asked} were asked for; at most {MAX_ALTERNATIVES} are listed."));
+    }
+    match request.token_positions.as_ref().map(Vec::len) {
+        Some(0) => refuse("token_positions: is empty. Name at least one, or leave it out.".into()),
+        Some(named) if named > MAX_POSITIONS => {
+            refuse(format!("token_positions: {named} of them; at most {MAX_POSITIONS} are taken."))
         }
-        (None, Some(id)) => {
-            state.catalogue.picture(key, id).await?;
-            Ok(Some(decode_stored(state.catalogue.picture_webp(id).await?.webp.into()).await?))
-        }
-        (None, None) => Ok(None),
+        _ => Ok(()),
     }
 }

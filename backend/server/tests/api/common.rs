@@ -1,6 +1,6 @@
 //! A server on small artefacts, and a client without a network.
 
-use api::{ErrorCode, Problem};
+use api::{ErrorCode, Problem, SteerEvent, SteerFeature, SteerRequest, SteerResult};
 use axum::{
     Router,
     body::{Body, to_bytes},
@@ -8,7 +8,10 @@ use axum::{
 };
 use image::{ImageFormat, RgbImage};
 use serde::de::DeserializeOwned;
-use server::config::ServeArgs;
+use server::{
+    config::{ComputeArgs, EngineChoice, ServeArgs},
+    engine::{Engine, EngineSpec},
+};
 use std::{io::Cursor, path::Path};
 use store::testing::{Artifacts, small_source};
 use tempfile::TempDir;
@@ -64,8 +67,15 @@ pub fn serve_args(folder: &Path) -> ServeArgs {
         artifacts: folder.to_owned(),
         site: Some(folder.join("site")),
         public: folder.join("public"),
+        engine: EngineChoice::Local,
+        compute: ComputeArgs::default(),
         engine_queue: 8,
     }
+}
+
+/// The engine of what [`write_artifacts`] wrote.
+pub async fn start_engine(folder: &Path, queue: usize) -> Engine {
+    Engine::start(EngineSpec::of_source(folder, &tiny_source()).unwrap(), queue).await.unwrap()
 }
 
 pub async fn server() -> Server {
@@ -143,6 +153,38 @@ pub fn form_request(path: &str, parts: &[Part<'_>]) -> Request<Body> {
         .header(header::CONTENT_TYPE, format!("multipart/form-data; boundary={BOUNDARY}"))
         .body(Body::from(body))
         .unwrap()
+}
+
+/// The events of a good steer answer.
+pub fn events(answer: &Answer) -> Vec<SteerEvent> {
+    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), "text/event-stream");
+    let text = answer.text();
+    let blocks = text.split("\n\n").filter(|block| !block.is_empty() && !block.starts_with(':'));
+    let data = blocks.map(|block| {
+        let (name, data) = block.split_once('\n').unwrap();
+        assert_eq!(name, "event: steer");
+        data.strip_prefix("data: ").unwrap()
+    });
+    data.map(|json| serde_json::from_str(json).unwrap()).collect()
+}
+
+/// The result of a good steer answer.
+pub fn steered(answer: &Answer) -> SteerResult {
+    match events(answer).pop() {
+        Some(SteerEvent::Done { result }) => result,
+        other => panic!("no end: {other:?}"),
+    }
+}
+
+pub fn steer_request() -> SteerRequest {
+    SteerRequest {
+        features: vec![SteerFeature { index: 5, strength: 80.0 }],
+        prompt: "What is this?".into(),
+        picture: Some("sample-0".into()),
+        n_tokens: 6,
+        ..SteerRequest::default()
+    }
 }
 
 pub fn json_request(path: &str, body: impl Into<Body>) -> Request<Body> {

@@ -1,10 +1,12 @@
 //! The routes that use the model.
 
 use crate::common::{
-    Answer, Part, SOURCE, Server, form_request, json_request, picture_bytes, send, server, tiny_source,
+    Answer, Part, SOURCE, Server, events, form_request, json_request, picture_bytes, send, server, start_engine,
+    steer_request,
 };
 use api::{
-    Column, ErrorCode, Positions, Provenance, SteerEvent, SteerFeature, SteerMethod, SteerRequest, TokenKind, TokenSpan,
+    Column, EngineInfo, ErrorCode, Positions, Provenance, SteerEvent, SteerFeature, SteerMethod, SteerRequest,
+    TokenKind, TokenSpan,
 };
 use axum::{body::Body, http::Request};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -18,7 +20,12 @@ use server::{
     router::router,
     weights::Weights,
 };
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use store::Store;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -155,33 +162,9 @@ fn bomb_png() -> Vec<u8> {
     bytes
 }
 
-fn steer_request() -> SteerRequest {
-    SteerRequest {
-        features: vec![SteerFeature { index: 5, strength: 80.0 }],
-        prompt: "What is this?".into(),
-        picture: Some("sample-0".into()),
-        n_tokens: 6,
-        ..SteerRequest::default()
-    }
-}
-
 async fn steer(server: &Server, request: &SteerRequest) -> Answer {
     let body = serde_json::to_string(request).unwrap();
     server.send(json_request(&format!("{SOURCE}/steer"), body)).await
-}
-
-/// The events of a good answer.
-fn events(answer: &Answer) -> Vec<SteerEvent> {
-    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
-    assert_eq!(answer.header("content-type"), "text/event-stream");
-    let text = answer.text();
-    let blocks = text.split("\n\n").filter(|block| !block.is_empty() && !block.starts_with(':'));
-    let data = blocks.map(|block| {
-        let (name, data) = block.split_once('\n').unwrap();
-        assert_eq!(name, "event: steer");
-        data.strip_prefix("data: ").unwrap()
-    });
-    data.map(|json| serde_json::from_str(json).unwrap()).collect()
 }
 
 #[tokio::test]
@@ -310,12 +293,12 @@ fn split_checkpoint(model: &Path) {
 async fn a_checkpoint_in_shards_is_served() {
     let folder = tempfile::tempdir().unwrap();
     crate::common::write_artifacts(folder.path());
-    let words = || ExtractInput { image: None, prompt: "the same words".into() };
-    let engine = Engine::start(folder.path().to_owned(), tiny_source(), 1).await.unwrap();
+    let words = || ExtractInput { prompt: "the same words".into(), ..ExtractInput::default() };
+    let engine = start_engine(folder.path(), 1).await;
     let whole = engine.extract(words()).await.unwrap();
 
     split_checkpoint(&folder.path().join("model"));
-    let engine = Engine::start(folder.path().to_owned(), tiny_source(), 1).await.unwrap();
+    let engine = start_engine(folder.path(), 1).await;
     let sharded = engine.extract(words()).await.unwrap();
     assert_eq!(sharded.values, whole.values);
     let (model, other) = (sharded.provenance.model, whole.provenance.model);
@@ -351,8 +334,13 @@ async fn a_closed_connection_ends_its_run() {
         let read = stream.read_buf(&mut answer).await.unwrap();
         assert_ne!(read, 0, "{}", String::from_utf8_lossy(&answer));
     }
-    drop(stream);
+    // What comes meanwhile does not wait for the run's end.
     checked_extract(&extract(&server, &[("prompt", None, b"next")]).await);
+    assert_eq!(server.json::<EngineInfo>("/api/v1/engine").await.running, 1);
+    drop(stream);
+    while server.json::<EngineInfo>("/api/v1/engine").await.running > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let cancelled = started.elapsed();
     assert!(cancelled < whole_run / 2, "{cancelled:?} of {whole_run:?}: the run went on for nobody");
     serving.abort();
@@ -362,7 +350,7 @@ async fn a_closed_connection_ends_its_run() {
 async fn a_client_that_leaves_ends_its_run() {
     let folder = tempfile::tempdir().unwrap();
     crate::common::write_artifacts(folder.path());
-    let engine = Engine::start(folder.path().to_owned(), tiny_source(), 4).await.unwrap();
+    let engine = start_engine(folder.path(), 4).await;
     let request = long_request();
     let input = || SteerInput { request: request.clone(), image: None };
 
@@ -379,7 +367,10 @@ async fn a_client_that_leaves_ends_its_run() {
     let mut events = engine.steer(input()).await.unwrap();
     assert!(events.recv().await.is_some());
     drop(events);
-    engine.extract(ExtractInput { image: None, prompt: "next".into() }).await.unwrap();
+    while engine.running() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    engine.extract(ExtractInput { prompt: "next".into(), ..ExtractInput::default() }).await.unwrap();
     let cancelled = started.elapsed();
     assert!(cancelled < whole_run / 2, "{cancelled:?} of {whole_run:?}: the run went on for nobody");
 }
@@ -390,10 +381,10 @@ async fn a_full_queue_asks_to_come_back() {
     let key = SourceKey::new("tiny", "1-res-64");
     let store = Store::open("sqlite::memory:").await.unwrap();
     store.import_artifacts(server.folder.path()).await.unwrap();
-    let (engine, _queue) = Engine::without_worker(key.clone(), 1);
+    let (engine, _queue) = Engine::without_worker(1);
     let state = AppState {
         catalogue: Catalogue::new(store, key.clone()),
-        engine: engine.clone(),
+        engine: engine.clone().into(),
         weights: Arc::new(Weights::open(key, &server.folder.path().join("sae/model.layers.1")).unwrap()),
         site: Default::default(),
     };

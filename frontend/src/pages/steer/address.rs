@@ -12,9 +12,14 @@ use std::collections::BTreeMap;
 pub const TOKENS: u32 = 48;
 
 /// The names of methods in an address.
-pub const METHODS: [(SteerMethod, &str, &str); 3] = [
+pub const METHODS: [(SteerMethod, &str, &str); 4] = [
     (SteerMethod::Clamp, "clamp", "set the feature to this value everywhere, then decode (the paper's way)"),
     (SteerMethod::SimpleAdditive, "add", "add the feature's direction to the hidden states"),
+    (
+        SteerMethod::Orthogonal,
+        "orthogonal",
+        "set the hidden states' component along the feature's direction to this value",
+    ),
     (SteerMethod::Ablate, "ablate", "set the feature to zero"),
 ];
 
@@ -129,8 +134,14 @@ impl SteerAddress {
             temperature: self.temperature,
             n_tokens: self.tokens,
             seed: self.seed,
+            ..SteerRequest::default()
         })
     }
+}
+
+/// True if a strength below zero means something.
+pub fn takes_negative(method: SteerMethod) -> bool {
+    matches!(method, SteerMethod::SimpleAdditive | SteerMethod::Orthogonal)
 }
 
 pub fn method_name(method: SteerMethod) -> &'static str {

@@ -110,7 +110,9 @@ mod tests {
     use super::*;
 
     fn tokens(text: &str) -> Vec<TextToken> {
-        text.split(' ').map(|word| TextToken { text: word.into(), id: 0, logprob: 0.0 }).collect()
+        text.split(' ')
+            .map(|word| TextToken { text: word.into(), id: 0, logprob: 0.0, ..TextToken::default() })
+            .collect()
     }
 
     fn changed(texts: &Texts) -> Vec<String> {

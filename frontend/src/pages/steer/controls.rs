@@ -2,7 +2,7 @@
 
 use super::{
     State,
-    address::{Chosen, METHODS, method_name},
+    address::{Chosen, METHODS, method_name, takes_negative},
     run::{cancel, start},
 };
 use crate::{
@@ -87,7 +87,7 @@ fn Chip(state: State, index: u32) -> impl IntoView {
             <span class="mono faint">"#"{index}</span>
             <input
                 r#type="range"
-                min=move || if state.form.with(|form| form.method == SteerMethod::SimpleAdditive) { "-10" } else { "0" }
+                min=move || if state.form.with(|form| takes_negative(form.method)) { "-10" } else { "0" }
                 max=MAX_STRENGTH.to_string()
                 step="0.25"
                 data-testid="steer-strength"

@@ -162,7 +162,7 @@ mod tests {
     use api::SteeredText;
 
     fn token(text: &str) -> TextToken {
-        TextToken { text: text.into(), id: 0, logprob: -0.1 }
+        TextToken { text: text.into(), id: 0, logprob: -0.1, ..TextToken::default() }
     }
 
     #[test]

@@ -1,0 +1,34 @@
+//! Why a command ends with exit code 2.
+
+use crate::picture::PictureError;
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// One line: the flag or the file, and what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error("{flag}: {reason}")]
+    Flag { flag: &'static str, reason: String },
+    #[error("{path}: {reason}")]
+    File { path: PathBuf, reason: String },
+    #[error("{path}: {source}")]
+    Picture { path: PathBuf, source: PictureError },
+    #[error("{0}")]
+    Model(#[from] model::Error),
+    #[error("the answer cannot be written to the standard output: {0}")]
+    Stdout(io::Error),
+    #[error("this is a bug, please report it with the command and its files: {0}")]
+    Bug(String),
+}
+
+impl CliError {
+    pub fn flag(flag: &'static str, reason: impl Into<String>) -> Self {
+        Self::Flag { flag, reason: reason.into() }
+    }
+
+    pub fn file(path: &Path, reason: impl ToString) -> Self {
+        Self::File { path: path.to_owned(), reason: reason.to_string() }
+    }
+}

@@ -1,0 +1,104 @@
+//! The experiments from the shell: `lmm-scope extract`, `encode`, `steer`, `attribute`.
+//!
+//! A command is arguments → checks of everything that is cheap ([`setup`]) → weights → numbers → a file that appears
+//! under its final name when it is whole ([`output`]). Nothing is loaded for a mistake that the flags, `config.json`
+//! or the picture show.
+
+mod args;
+mod attribute;
+mod device;
+mod encode;
+mod error;
+mod extract;
+mod features;
+mod output;
+mod progress;
+mod provenance;
+mod setup;
+mod steer;
+
+pub use attribute::AttributeArgs;
+pub use encode::EncodeArgs;
+pub use error::CliError;
+pub use extract::ExtractArgs;
+pub use steer::SteerArgs;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, set_hook},
+    sync::Mutex,
+};
+
+/// Commands that run a model or an SAE once and end.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Write the hidden states of a picture and a prompt at a hook point.
+    Extract(Box<ExtractArgs>),
+    /// Turn hidden states into the activations of an SAE's features.
+    Encode(Box<EncodeArgs>),
+    /// Let the model answer as it is, through the SAE, and with features changed.
+    Steer(Box<SteerArgs>),
+    /// Say which features speak for an answer and which for another.
+    Attribute(Box<AttributeArgs>),
+}
+
+/// Runs one command to its end.
+///
+/// Takes over the process's panic hook: whatever happens, the caller has one line to print.
+///
+/// # Errors
+/// The flag or the file that is wrong, and why. Nothing is left at `--out` then.
+pub fn run(command: Command) -> Result<(), CliError> {
+    remember_panics();
+    let work = AssertUnwindSafe(|| match command {
+        Command::Extract(args) => extract::run(*args),
+        Command::Encode(args) => encode::run(&args),
+        Command::Steer(args) => steer::run(*args),
+        Command::Attribute(args) => attribute::run(*args),
+    });
+    catch_unwind(work).unwrap_or_else(|_| Err(CliError::Bug(first_panic())))
+}
+
+/// What the first panic said, and where.
+static FIRST_PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Keeps panics off stderr, in every thread.
+fn remember_panics() {
+    set_hook(Box::new(|panic| {
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let place = panic.location().map(|at| format!(" ({}:{})", at.file(), at.line())).unwrap_or_default();
+        if let Ok(mut first) = FIRST_PANIC.lock() {
+            first.get_or_insert(format!("{message}{place}"));
+        }
+    }));
+}
+
+fn first_panic() -> String {
+    FIRST_PANIC.lock().ok().and_then(|mut first| first.take()).unwrap_or_else(|| "no message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // tests panic on purpose
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn features_are_lists_and_repeated_flags() {
+        let line = "lmm-scope steer --model m --sae s --layer 1 --prompt p --clamp 1=2,3=4 --clamp 5=6 --ablate 7 8";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let Command::Steer(args) = cli.command else { panic!("not a steer run") };
+        let named: Vec<usize> = args.features.edits().iter().map(|edit| edit.feature).collect();
+        assert_eq!(named, [1, 3, 5, 7, 8]);
+    }
+}

@@ -1,0 +1,7 @@
+//! The experiments' commands from outside: what they write, and what they say about input that is wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
+
+mod common;
+mod contracts;
+mod damaged;
+mod flags;
