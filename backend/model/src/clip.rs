@@ -5,6 +5,8 @@
 
 use crate::Error;
 use crate::config::VisionConfig;
+use crate::cpu::{self, Sees};
+use crate::layers::{layer_norm, linear};
 use crate::stem::Stem;
 use crate::weights::TensorIo;
 use burn::module::{Module, Param};
@@ -48,15 +50,9 @@ struct ClipBlock<B: Backend> {
 /// Attention scores computed at once, 64 MiB of them: the five tiles of an 8B model's picture have 27 million.
 const SCORES_AT_ONCE: usize = 1 << 24;
 
-/// A layer norm in f32, whatever the stream's format.
-fn normed<B: Backend>(norm: &LayerNorm<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
-    let dtype = x.dtype();
-    norm.forward(x.cast(DType::F32)).cast(dtype)
-}
-
 /// `x · σ(1.702 x)`: CLIP's approximation of GELU.
-fn quick_gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    x.clone() * sigmoid(x * 1.702)
+fn quick_gelu<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    cpu::quick_gelu(x).unwrap_or_else(|x| x.clone() * sigmoid(x * 1.702))
 }
 
 impl VisionConfig {
@@ -103,8 +99,8 @@ impl<B: Backend> ClipBlock<B> {
     }
 
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let x = x.clone() + self.attention(normed(&self.norm1, x));
-        let mlp = self.fc2.forward(quick_gelu(self.fc1.forward(normed(&self.norm2, x.clone()))));
+        let x = x.clone() + self.attention(layer_norm(&self.norm1, x));
+        let mlp = linear(&self.fc2, quick_gelu(linear(&self.fc1, layer_norm(&self.norm2, x.clone()))));
         x + mlp
     }
 
@@ -114,9 +110,12 @@ impl<B: Backend> ClipBlock<B> {
         let head = hidden / self.heads;
         let split = |t: Tensor<B, 3>| t.reshape([batch, positions, self.heads, head]).swap_dims(1, 2);
         let dtype = x.dtype();
-        let (q, k, v) = (self.q.forward(x.clone()), self.k.forward(x.clone()), self.v.forward(x));
-        let (k, v) = (split(k), split(v));
-        let q = split(q).mul_scalar((head as f64).sqrt().recip());
+        let (q, k, v) = (linear(&self.q, x.clone()), linear(&self.k, x.clone()), linear(&self.v, x));
+        let (q, k, v) = (split(q), split(k), split(v));
+        if let Some(mixed) = cpu::attention(&q, &k, &v, Sees::Everything) {
+            return linear(&self.out, mixed);
+        }
+        let q = q.mul_scalar((head as f64).sqrt().recip());
         let together = (SCORES_AT_ONCE / (self.heads * positions * positions)).clamp(1, batch);
         let mixed = (0..batch).step_by(together).map(|first| {
             let of = |t: &Tensor<B, 4>| t.clone().narrow(0, first, together.min(batch - first));
@@ -124,7 +123,7 @@ impl<B: Backend> ClipBlock<B> {
             softmax(scores, 3).cast(dtype).matmul(of(&v))
         });
         let mixed = Tensor::cat(mixed.collect(), 0);
-        self.out.forward(mixed.swap_dims(1, 2).reshape([batch, positions, hidden]))
+        linear(&self.out, mixed.swap_dims(1, 2).reshape([batch, positions, hidden]))
     }
 }
 
@@ -150,7 +149,7 @@ impl<B: Backend> ClipVision<B> {
             (None, Some(stem)) => stem.forward(pixels),
             (None, None) => unreachable!("VisionConfig::init makes one of the two"),
         };
-        normed(&self.pre_norm, embedded + self.position.val().unsqueeze())
+        layer_norm(&self.pre_norm, embedded + self.position.val().unsqueeze())
     }
 
     /// Number of blocks.

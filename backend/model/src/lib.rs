@@ -19,6 +19,7 @@ pub mod batch;
 pub mod chat;
 pub mod clip;
 pub mod config;
+mod cpu;
 pub mod dtype;
 pub mod error;
 pub mod generate;
@@ -28,6 +29,7 @@ pub mod hub;
 
 pub mod image_processor;
 pub mod intervention;
+mod layers;
 pub mod lens;
 pub mod llama;
 pub mod llava;

@@ -5,11 +5,14 @@
 
 use crate::Error;
 use crate::config::TextConfig;
+use crate::cpu::{self, Sees};
+use crate::layers::linear;
 use crate::weights::TensorIo;
 use burn::module::{AutodiffModule, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig};
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData, backend::Backend};
+use std::cell::OnceCell;
 
 /// The decoder with its embedding and unembedding.
 #[derive(Module, Debug)]
@@ -54,6 +57,9 @@ impl<B: Backend> RmsNorm<B> {
 
     /// In f32, rounded to the stream's format at the end.
     fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        if let Some(normed) = cpu::rms_norm(&x, &self.gamma.val(), self.epsilon) {
+            return normed;
+        }
         let dtype = x.dtype();
         let x = x.cast(DType::F32);
         let mean_square = x.clone().square().mean_dim(D - 1);
@@ -86,6 +92,9 @@ impl<B: Backend> Rope<B> {
 
     /// `x · cos + rotate_half(x) · sin` on `[rows, heads, positions, head_dim]`.
     fn apply(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        if let Some(rotated) = cpu::rotate(&x, &self.cos, &self.sin) {
+            return rotated;
+        }
         let head_dim = x.dims()[3];
         let first = x.clone().narrow(3, 0, head_dim / 2);
         let second = x.clone().narrow(3, head_dim / 2, head_dim / 2);
@@ -108,8 +117,34 @@ struct QueryBlock<B: Backend> {
     mask: Option<Tensor<B, 4, Bool>>,
 }
 
-/// Blocks of `positions` queries after `past` positions. A query sees the keys before it and itself, `window` at most,
-/// and not the padding on the left of its row (`pads`, one for each row; empty: none).
+/// The queries of a run after `past` positions. A query sees the keys before it and itself, `window` at most, and not
+/// the padding on the left of its row (`pads`, one for each row; empty: none).
+#[derive(Debug)]
+struct Queries<'a, B: Backend> {
+    past: usize,
+    positions: usize,
+    window: Option<usize>,
+    pads: &'a [usize],
+    device: B::Device,
+    /// Made when they are first needed: the CPU's own attention needs none.
+    blocks: OnceCell<Vec<QueryBlock<B>>>,
+}
+
+impl<'a, B: Backend> Queries<'a, B> {
+    fn new(past: usize, positions: usize, window: Option<usize>, pads: &'a [usize], device: &B::Device) -> Self {
+        Self { past, positions, window, pads, device: device.clone(), blocks: OnceCell::new() }
+    }
+
+    fn sees(&self) -> Sees<'_> {
+        Sees::Past { past: self.past, window: self.window, pads: self.pads }
+    }
+
+    fn blocks(&self) -> &[QueryBlock<B>] {
+        let Self { past, positions, window, pads, device, .. } = self;
+        self.blocks.get_or_init(|| query_blocks(*past, *positions, *window, pads, device))
+    }
+}
+
 fn query_blocks<B: Backend>(
     past: usize,
     positions: usize,
@@ -143,14 +178,17 @@ fn query_blocks<B: Backend>(
 /// # Shapes
 /// - q: `[rows, heads, positions, head_dim]`
 /// - k, v: `[rows, kv_heads, past + positions, head_dim]`
-/// - output: as q
+/// - output: `[rows, positions, heads · head_dim]`
 fn grouped_attention<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
-    blocks: &[QueryBlock<B>],
-) -> Tensor<B, 4> {
-    let [rows, heads, _, head_dim] = q.dims();
+    queries: &Queries<'_, B>,
+) -> Tensor<B, 3> {
+    if let Some(mixed) = cpu::attention(&q, &k, &v, queries.sees()) {
+        return mixed;
+    }
+    let [rows, heads, positions, head_dim] = q.dims();
     let kv_heads = k.dims()[1];
     let group = heads / kv_heads;
     let dtype = q.dtype();
@@ -167,8 +205,9 @@ fn grouped_attention<B: Backend>(
         let weights = softmax(scores, 3).cast(dtype).reshape([rows, kv_heads, group * count, keys]);
         weights.matmul(v.clone().narrow(2, 0, keys)).reshape([rows, heads, count, head_dim])
     };
-    let mut parts: Vec<Tensor<B, 4>> = blocks.iter().map(mixed).collect();
-    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 2) }
+    let mut parts: Vec<Tensor<B, 4>> = queries.blocks().iter().map(mixed).collect();
+    let mixed = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 2) };
+    mixed.swap_dims(1, 2).reshape([rows, positions, heads * head_dim])
 }
 
 /// Keys and values of one block, `[rows, kv_heads, capacity, head_dim]`: the first positions are in use.
@@ -351,20 +390,21 @@ impl<B: Backend> LlamaBlock<B> {
         &self,
         x: Tensor<B, 3>,
         rope: &Rope<B>,
-        queries: &[QueryBlock<B>],
+        queries: &Queries<'_, B>,
         with_past: impl FnOnce(Tensor<B, 4>, Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>),
     ) -> Tensor<B, 3> {
-        let [rows, positions, d_model] = x.dims();
+        let [rows, positions, _] = x.dims();
         let normed = self.input_norm.forward(x.clone());
         let split = |t: Tensor<B, 3>, heads: usize| t.reshape([rows, positions, heads, self.head_dim]).swap_dims(1, 2);
-        let q = rope.apply(split(self.q.forward(normed.clone()), self.heads));
-        let k = rope.apply(split(self.k.forward(normed.clone()), self.kv_heads));
-        let (k, v) = with_past(k, split(self.v.forward(normed), self.kv_heads));
+        let q = rope.apply(split(linear(&self.q, normed.clone()), self.heads));
+        let k = rope.apply(split(linear(&self.k, normed.clone()), self.kv_heads));
+        let (k, v) = with_past(k, split(linear(&self.v, normed), self.kv_heads));
         let mixed = grouped_attention(q, k, v, queries);
-        let x = x + self.o.forward(mixed.swap_dims(1, 2).reshape([rows, positions, d_model]));
+        let x = x + linear(&self.o, mixed);
         let normed = self.post_norm.forward(x.clone());
-        let gated = silu(self.gate.forward(normed.clone())) * self.up.forward(normed);
-        x + self.down.forward(gated)
+        let (gate, up) = (linear(&self.gate, normed.clone()), linear(&self.up, normed));
+        let gated = cpu::gated(gate, up).unwrap_or_else(|(gate, up)| silu(gate) * up);
+        x + linear(&self.down, gated)
     }
 }
 
@@ -384,7 +424,7 @@ impl<B: Backend> Llama<B> {
         let Some(first) = self.blocks.first() else { return x };
         let (positions, device) = (x.dims()[1], x.device());
         let rope = Rope::new(&[0], positions, first.head_dim, self.rope_theta, x.dtype(), &device);
-        let queries = query_blocks(0, positions, self.sliding_window, &[], &device);
+        let queries = Queries::new(0, positions, self.sliding_window, &[], &device);
         self.blocks[range].iter().fold(x, |x, block| block.forward(x, &rope, &queries, |k, v| (k, v)))
     }
 
@@ -399,7 +439,8 @@ impl<B: Backend> Llama<B> {
         let Some(first) = self.blocks.first() else { return x };
         let (positions, device) = (x.dims()[1], x.device());
         let rope = Rope::new(&cache.next_positions(), positions, first.head_dim, self.rope_theta, x.dtype(), &device);
-        let queries = query_blocks(cache.positions, positions, self.sliding_window, &cache.pads, &device);
+        let pads = cache.pads.clone();
+        let queries = Queries::new(cache.positions, positions, self.sliding_window, &pads, &device);
         let ends = range.end == self.blocks.len();
         let x =
             range.fold(x, |x, layer| self.blocks[layer].forward(x, &rope, &queries, |k, v| cache.append(layer, k, v)));
@@ -418,7 +459,7 @@ impl<B: Backend> Llama<B> {
         let x = Tensor::<Tape<B>, 3>::from_inner(x).require_grad();
         let (positions, device) = (x.dims()[1], x.device());
         let rope = Rope::new(&[0], positions, block.head_dim, self.rope_theta, x.dtype(), &device);
-        let queries = query_blocks(0, positions, self.sliding_window, &[], &device);
+        let queries = Queries::new(0, positions, self.sliding_window, &[], &device);
         let y = block.forward(x.clone(), &rope, &queries, |k, v| (k, v));
         let gradient = gradient.cast(y.dtype());
         let mut gradients = (y * Tensor::from_inner(gradient)).sum().backward();
@@ -458,8 +499,13 @@ impl<B: Backend> Llama<B> {
     pub fn logits(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let x = self.norm.forward(x);
         match &self.lm_head {
-            Some(head) => head.forward(x),
-            None => x.matmul(self.embed.weight.val().transpose().unsqueeze()),
+            Some(head) => linear(head, x),
+            None => {
+                let [rows, positions, d_model] = x.dims();
+                let y = x.reshape([rows * positions, d_model]).matmul(self.embed.weight.val().transpose());
+                let vocabulary = y.dims()[1];
+                y.reshape([rows, positions, vocabulary])
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use crate::anyres::TileGrid;
 use crate::clip::ClipVision;
 use crate::config::LlavaNextConfig;
 use crate::dtype::Dtype;
+use crate::layers::linear;
 use crate::llama::Llama;
 use crate::weights::{Checkpoint, Loader, Saver, TensorIo};
 use burn::module::{Module, Param};
@@ -91,7 +92,7 @@ impl<B: Backend> LlavaNext<B> {
     fn project(&self, features: Tensor<B, 3>) -> Tensor<B, 3> {
         let [_, positions, _] = features.dims();
         let features = if self.drop_class { features.narrow(1, 1, positions - 1) } else { features };
-        self.projector.linear_2.forward(gelu(self.projector.linear_1.forward(features)))
+        linear(&self.projector.linear_2, gelu(linear(&self.projector.linear_1, features)))
     }
 
     /// Picture tokens from the tower's output of block `block`, which may have been changed:
@@ -128,6 +129,14 @@ impl<B: Backend> LlavaNext<B> {
         let [count, per_tile, d_model] = patches.dims();
         let base = patches.clone().narrow(0, 0, 1).reshape([per_tile, d_model]);
         let (rows, columns, grid) = (tiles.rows, tiles.columns, self.grid);
+        // A picture much thinner than a patch can lose all its rows to unpadding, or all its columns but the newlines.
+        if tiles.kept_rows.is_empty() {
+            return base;
+        }
+        if tiles.kept_columns.is_empty() {
+            let newlines = self.image_newline.val().reshape([1, d_model]).repeat_dim(0, tiles.kept_rows.len());
+            return Tensor::cat(vec![base, newlines], 0);
+        }
         // [rows, columns, grid, grid, d] → [rows·grid, columns·grid, d]
         let whole = patches
             .narrow(0, 1, count - 1)

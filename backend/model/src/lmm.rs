@@ -147,6 +147,9 @@ impl<B: Backend> Lmm<B> {
         let mut input_ids = Vec::new();
         let mut spans: Vec<Span> = Vec::new();
         let mut push = |kind: SpanKind, id: u32, count: usize| {
+            if count == 0 {
+                return;
+            }
             let start = input_ids.len();
             input_ids.extend(std::iter::repeat_n(id, count));
             match spans.last_mut() {

@@ -8,6 +8,10 @@ use server::{
 use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
+/// The system's allocator gives large buffers back after every operation and pays for their pages anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Look inside a large multimodal model: its features, where they fire, and what they make it say.
 #[derive(Debug, Parser)]
 #[command(name = "lmm-scope", version)]
