@@ -376,13 +376,10 @@ mod python {
         options: Kwargs,
     ) -> Result<String, Error> {
         let ascii = ensure_ascii.or(options.get("ensure_ascii")?).unwrap_or(false);
-        let indent = match indent.or(options.get("indent")?) {
-            Some(indent) => Some(match indent.as_str() {
-                Some(text) => text.to_string(),
-                None => " ".repeat(usize::try_from(indent).unwrap_or(0)),
-            }),
-            None => None,
-        };
+        let indent = indent.or(options.get("indent")?).map(|indent| match indent.as_str() {
+            Some(text) => text.to_string(),
+            None => " ".repeat(usize::try_from(indent).unwrap_or(0)),
+        });
         let separators = separators.or(options.get("separators")?);
         let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
         options.assert_all_used()?;

@@ -34,6 +34,8 @@ pub mod lens;
 pub mod llama;
 pub mod llava;
 pub mod lmm;
+#[cfg(not(target_family = "wasm"))]
+pub mod picture;
 pub mod sae;
 pub mod stem;
 pub mod testing;

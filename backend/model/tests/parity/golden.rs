@@ -1,11 +1,10 @@
 //! The files of `fixtures/parity/` (made by `fixtures/make_parity.py`), and how results are compared with them.
 
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
-use model::{Cpu, EditOp, Lmm, PromptInput};
+use image::{DynamicImage, RgbImage};
+use model::{Cpu, EditOp, Lmm, PromptInput, picture::decode_picture};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::io::Cursor;
 use std::path::PathBuf;
 
 /// `cases.json`.
@@ -143,15 +142,8 @@ pub fn lmm(checkpoint: &str) -> Lmm<Cpu> {
     Lmm::load(&folder().join(checkpoint), &Default::default()).unwrap()
 }
 
-/// Decodes a picture as the server does: turned by its EXIF orientation.
 pub fn picture(name: &str) -> DynamicImage {
-    let bytes = std::fs::read(folder().join("pictures").join(name)).unwrap();
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().unwrap();
-    let mut decoder = reader.into_decoder().unwrap();
-    let orientation = decoder.orientation().unwrap();
-    let mut picture = DynamicImage::from_decoder(decoder).unwrap();
-    picture.apply_orientation(orientation);
-    picture
+    decode_picture(&std::fs::read(folder().join("pictures").join(name)).unwrap()).unwrap()
 }
 
 pub fn raw_prompt(name: &str) -> PromptInput {

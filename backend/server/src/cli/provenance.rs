@@ -44,7 +44,6 @@ impl RunProvenance {
             prompt_hash: digits(&Sha256::digest(&prepared.rendered)),
             image_set: setup.picture.clone().unwrap_or_default(),
             date: today(),
-            ..api::Provenance::default()
         };
         let hook = Some(setup.hook.to_string());
         Ok(Self { numbers, hook, device: setup.device.to_string(), version: env!("CARGO_PKG_VERSION") })
