@@ -13,7 +13,7 @@ use golden::{
 };
 use model::weights::f32_from_tensor;
 use model::{
-    AttributeOptions, Cpu, Edit, GenerateOptions, Generation, Hook, Intervention, Lmm, Prepared, PromptInput, Sae,
+    AttributeOptions, Cpu, Dtype, Edit, GenerateOptions, Generation, Hook, Intervention, Lmm, Prepared, PromptInput, Sae,
     SaeFile, TopK, attribute, generate, steer,
 };
 use std::ops::ControlFlow;
@@ -176,6 +176,26 @@ fn stages_of_pictures_thinner_than_a_patch() {
 #[test]
 fn stages_of_the_mistral_checkpoint() {
     compare_stages("mistral", |_| true);
+}
+
+/// Computing in a half format costs what the format cannot hold, and no more: bf16 has 8 bits, f16 has 11.
+#[test]
+fn half_formats_stay_close() {
+    let cases = cases();
+    let input = question("What is this?", Some("photo_600x400.png"));
+    for (name, _) in checkpoints(&cases) {
+        let path = folder().join(name);
+        let hidden = |dtype| {
+            let lmm = Lmm::<Cpu>::load_as(&path, &Default::default(), dtype).unwrap();
+            f32_from_tensor(lmm.hidden_at(&lmm.prepare(&input).unwrap(), cases.hook).unwrap())
+        };
+        let whole = hidden(Dtype::F32);
+        for (dtype, allowed) in [(Dtype::F16, 3e-3), (Dtype::Bf16, 2e-2)] {
+            let error = relative(&hidden(dtype), &whole);
+            eprintln!("{name} in {dtype}: error {error:.2e} beside f32, allowed {allowed:.0e}");
+            assert!(error <= allowed, "{name} in {dtype}: {error}");
+        }
+    }
 }
 
 /// Ids must be equal; texts too, unless they hold broken characters, which streaming may cut differently.
