@@ -8,12 +8,14 @@ use minijinja::{Value, context};
 use serde::Serialize;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A chat template and the special tokens it may name.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
-    source: String,
+    /// Absent: a base model, which takes raw prompts only.
+    source: Option<String>,
+    dir: PathBuf,
     /// By the names that templates use: `bos_token`, `image_token`, ….
     special_tokens: BTreeMap<String, Value>,
 }
@@ -42,17 +44,12 @@ impl From<&str> for Part {
 
 impl ChatTemplate {
     /// Finds the template in `chat_template.jinja`, `chat_template.json`, `processor_config.json` or
-    /// `tokenizer_config.json`, in this order.
+    /// `tokenizer_config.json`, in this order. A folder without one loads; rendering says what is missing.
     pub fn load(dir: &Path) -> Result<Self, Error> {
         let settings = read_json(&dir.join("tokenizer_config.json"))?;
-        let source = find_source(dir, &settings)?.ok_or_else(|| {
-            Error::Template(format!(
-                "{} has no chat_template.jinja, chat_template.json or tokenizer_config.json with a chat_template",
-                dir.display()
-            ))
-        })?;
         let special_tokens = special_tokens(&settings, &read_json(&dir.join("special_tokens_map.json"))?);
-        Ok(Self { source: python::template_source(&source), special_tokens })
+        let source = find_source(dir, &settings)?.map(|source| python::template_source(&source));
+        Ok(Self { source, dir: dir.to_path_buf(), special_tokens })
     }
 
     /// The prompt of one user turn, with the picture before the words if there is one.
@@ -86,7 +83,13 @@ impl ChatTemplate {
             add_generation_prompt => add_generation_prompt,
             ..special_tokens
         };
-        let rendered = python::environment().render_str(&self.source, context);
+        let source = self.source.as_ref().ok_or_else(|| {
+            Error::Template(format!(
+                "{} has no chat_template.jinja, chat_template.json or tokenizer_config.json with a chat_template",
+                self.dir.display()
+            ))
+        })?;
+        let rendered = python::environment().render_str(source, context);
         rendered.map_err(|error| Error::Template(python::reason(&error)))
     }
 

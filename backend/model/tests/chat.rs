@@ -113,8 +113,8 @@ fn failures_say_where_in_one_line() {
 }
 
 #[test]
-fn a_folder_without_a_template_says_so() {
+fn a_folder_without_a_template_takes_raw_prompts_only() {
     let dir = tempfile::tempdir().unwrap();
-    let error = ChatTemplate::load(dir.path()).unwrap_err().to_string();
+    let error = ChatTemplate::load(dir.path()).unwrap().render("Hello", false).unwrap_err().to_string();
     assert!(error.contains("chat_template.jinja"), "{error}");
 }

@@ -13,8 +13,8 @@ use golden::{
 };
 use model::weights::f32_from_tensor;
 use model::{
-    AttributeOptions, Cpu, Dtype, Edit, GenerateOptions, Generation, Hook, Intervention, Lmm, Prepared, PromptInput, Sae,
-    SaeFile, TopK, attribute, generate, steer,
+    AttributeOptions, Cpu, Dtype, Edit, GenerateOptions, Generation, Hook, Intervention, Lmm, Prepared, PromptInput,
+    Sae, SaeFile, TopK, attribute, generate, steer,
 };
 use std::ops::ControlFlow;
 use std::sync::Arc;

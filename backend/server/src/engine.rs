@@ -18,7 +18,7 @@ use burn::tensor::backend::Backend;
 use loaded::LoadedModel;
 use model::{hook::Hook, lens::Lens};
 pub use runner::Runner;
-pub use spec::{Device, EngineSpec, Fit, sae_folder, sae_revision};
+pub use spec::{Device, EngineSpec, Fit, sae_folder};
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -54,6 +54,12 @@ pub enum EngineError {
     Json(#[from] serde_json::Error),
     #[error("cannot read {path}: {source}", path = path.display())]
     Io { path: PathBuf, source: std::io::Error },
+}
+
+impl From<crate::revision::Unreadable> for EngineError {
+    fn from(crate::revision::Unreadable { path, source }: crate::revision::Unreadable) -> Self {
+        Self::Io { path, source }
+    }
 }
 
 /// Picture and prompt of an extract.

@@ -13,6 +13,7 @@ mod extractors;
 mod handlers;
 pub mod openapi;
 pub mod picture;
+mod revision;
 pub mod router;
 pub mod serve;
 pub mod ssr;

@@ -6,7 +6,7 @@ use crate::{
     assets::site_assets,
     catalogue::Catalogue,
     config::{ComputeArgs, EngineArgs, EngineChoice, ServeArgs},
-    engine::{Engine, EngineError, EngineSpec, Fit, Runner, remote::RemoteEngines, sae_revision},
+    engine::{Engine, EngineError, EngineSpec, Fit, Runner, remote::RemoteEngines},
     router::{engine_router, router},
     weights::Weights,
 };
@@ -133,8 +133,8 @@ async fn start_runner(args: &ServeArgs, source: api::Source) -> Result<Runner, E
             Ok(engine.into())
         }
         EngineChoice::Remote(urls) => {
-            let revision = tokio::task::spawn_blocking(move || sae_revision(&sae)).await;
-            let sae_revision = Some(revision.map_err(|_| EngineError::Stopped)??);
+            let revision = tokio::task::spawn_blocking(move || crate::revision::of_sae(&sae)).await;
+            let sae_revision = Some(revision.map_err(|_| EngineError::Stopped)?.map_err(EngineError::from)?);
             Ok(RemoteEngines::connect(urls, Fit { source, sae_revision }).await?.into())
         }
     }

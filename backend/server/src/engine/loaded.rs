@@ -1,7 +1,8 @@
 //! What the engine's thread does: the model's calls, in the wire's terms.
 
-use super::{AttributeInput, EngineError, EngineSpec, ExtractInput, Hidden, Lenses, sae_revision, spec::revision};
+use super::{AttributeInput, EngineError, EngineSpec, ExtractInput, Hidden, Lenses};
 use crate::picture::HeldPicture;
+use crate::revision;
 use api::{
     Alternative, AttributeResult, AttributedFeature, EngineInfo, Passes, Positions, Provenance, SteerMethod,
     SteerRequest, SteeredText, TextToken, TokenKind, TokenSpan, VerifiedFeature, VocabularyToken,
@@ -21,8 +22,6 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 const NEW_TOKENS: u32 = 64;
 /// Attributed features when the request does not say.
 const TOP_FEATURES: u32 = 50;
-/// Hex digits of a SHA-256 in provenance.
-pub(super) const REVISION_DIGITS: usize = 12;
 
 /// Model and SAE in memory.
 pub(super) struct LoadedModel<B: Backend> {
@@ -49,8 +48,8 @@ impl<B: Backend> LoadedModel<B> {
             return Err(EngineError::Mismatch { path: spec.sae.clone(), reason });
         }
         let info = EngineInfo {
-            model: format!("{}@{}", spec.name, revision(&model::weights::checkpoint_files(&spec.model)?)?),
-            sae_revision: sae_revision(&spec.sae)?,
+            model: format!("{}@{}", spec.name, revision::of_files(&model::weights::checkpoint_files(&spec.model)?)?),
+            sae_revision: revision::of_sae(&spec.sae)?,
             hook_point: hook.to_string(),
             d_model: width as u32,
             latents: sae.latents() as u32,
@@ -72,8 +71,7 @@ impl<B: Backend> LoadedModel<B> {
     }
 
     pub(super) fn provenance(&self, prepared: &Prepared) -> Provenance {
-        let hash = Sha256::digest(&prepared.rendered);
-        let hash: String = hash.iter().take(REVISION_DIGITS / 2).map(|byte| format!("{byte:02x}")).collect();
+        let hash = revision::digits(&Sha256::digest(&prepared.rendered));
         let today = time::OffsetDateTime::now_utc().date().to_string();
         Provenance { prompt_hash: hash, date: today, ..self.provenance.clone() }
     }

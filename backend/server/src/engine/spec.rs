@@ -1,10 +1,8 @@
 //! What an engine loads, and whether it is what a source was made with.
 
-use super::{EngineError, loaded::REVISION_DIGITS};
-use crate::weights::{hash_file, hex};
+use super::EngineError;
 use api::{EngineInfo, Source};
 use model::{dtype::Dtype, hook::Hook};
-use sha2::{Digest, Sha256};
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -110,31 +108,6 @@ pub fn sae_folder(dir: &Path, hook: Option<Hook>) -> Result<(PathBuf, Hook), Eng
             mismatch(format!("which hook point does it read? {reason}; say it with --hook layers.24"))
         }),
     }
-}
-
-/// First digits of the SHA-256 of an SAE's weights.
-///
-/// # Errors
-/// When they cannot be read.
-pub fn sae_revision(folder: &Path) -> Result<String, EngineError> {
-    let usual = folder.join("sae.safetensors");
-    if usual.is_file() {
-        return revision(&[usual]);
-    }
-    let entries = std::fs::read_dir(folder).map_err(|source| EngineError::Io { path: folder.to_owned(), source })?;
-    let is_weights = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "safetensors");
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_weights).collect();
-    files.sort();
-    revision(&files)
-}
-
-/// First digits of the files' SHA-256, as one after the other.
-pub(super) fn revision(files: &[PathBuf]) -> Result<String, EngineError> {
-    let mut hash = Sha256::new();
-    for path in files {
-        hash_file(path, &mut hash).map_err(|source| EngineError::Io { path: path.clone(), source })?;
-    }
-    Ok(hex(&hash.finalize())[..REVISION_DIGITS].to_owned())
 }
 
 /// What an engine must hold to serve a source: with other weights every feature would mean something else.
