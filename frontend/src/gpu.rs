@@ -3,7 +3,8 @@
 //! A message is a JS array `[json, buffer?, …]`; buffers are transferred. The worker keeps the SAE between runs,
 //! so a second analysis only moves hidden states.
 
-use api::gpu::{ComputePath, GpuReply, GpuRequest};
+use api::Tier;
+use api::gpu::{Compute, ComputePath, Fault, GpuReply, GpuRequest, LoadedSae};
 use futures_channel::oneshot;
 use js_sys::{Array, ArrayBuffer, Float32Array, Reflect, Uint32Array};
 use leptos::prelude::{ArcRwSignal, Set};
@@ -17,21 +18,10 @@ use crate::{app::SiteAssets, ranking::TopActs};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
     pub received: u64,
+    /// Of them over the network; the rest was on this machine.
+    pub fetched: u64,
     pub total: u64,
     pub started_ms: f64,
-}
-
-/// The SAE as the worker holds it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Loaded {
-    pub path: ComputePath,
-    /// The GPU's name, if the browser tells it.
-    pub adapter: String,
-    /// Why the CPU twin runs, if it does.
-    pub reason: Option<String>,
-    pub latents: u32,
-    pub d_model: u32,
-    pub k: u32,
 }
 
 /// Result of an encode.
@@ -40,15 +30,18 @@ pub struct Encoded {
     pub acts: TopActs,
     pub ms: f32,
     /// What computed it: another device than before, if that one was lost.
-    pub loaded: Loaded,
+    pub loaded: LoadedSae,
+    /// What a visitor should know of a device that was lost on the way.
+    pub notice: Option<String>,
 }
 
 /// What to load: everything that makes a second load necessary when it changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct LoadKey {
-    weights_url: String,
-    config_url: String,
-    force_cpu: bool,
+pub struct Wanted {
+    /// Folder of the manifest, with `/` at its end.
+    pub base_url: String,
+    pub tier: Option<Tier>,
+    pub compute: Compute,
 }
 
 /// Why the worker did not do what it was asked for.
@@ -57,11 +50,12 @@ struct Trouble {
     detail: String,
     /// The device is gone: loading again may help.
     lost: bool,
+    cancelled: bool,
 }
 
 impl From<String> for Trouble {
     fn from(detail: String) -> Self {
-        Self { detail, lost: false }
+        Self { detail, lost: false, cancelled: false }
     }
 }
 
@@ -75,9 +69,9 @@ struct Link {
     broken: Option<String>,
     waiting_for_ready: Vec<oneshot::Sender<Result<(), String>>>,
     /// The newest load; answers to older ones are dropped.
-    loading: Option<(u32, LoadKey)>,
-    loaded: Option<(LoadKey, Loaded)>,
-    waiting_for_load: Vec<oneshot::Sender<Result<Loaded, String>>>,
+    loading: Option<(u32, Wanted)>,
+    loaded: Option<(Wanted, LoadedSae)>,
+    waiting_for_load: Vec<oneshot::Sender<Result<LoadedSae, String>>>,
     waiting: BTreeMap<u32, oneshot::Sender<Outcome>>,
     next_id: u32,
     started_ms: f64,
@@ -104,24 +98,26 @@ pub fn progress() -> ArcRwSignal<Option<Progress>> {
 }
 
 /// Makes sure the worker runs and holds this SAE. Callers that ask for the same SAE share one load.
-pub async fn load(weights_url: &str, config_url: &str, force_cpu: bool) -> Result<Loaded, String> {
-    let key = LoadKey { weights_url: weights_url.into(), config_url: config_url.into(), force_cpu };
+pub async fn load(wanted: &Wanted) -> Result<LoadedSae, String> {
     wait_until_ready().await?;
     let (sender, receiver) = oneshot::channel();
     with_link(|link| {
-        if let Some((_, loaded)) = link.loaded.as_ref().filter(|(loaded, _)| *loaded == key) {
+        if let Some((_, loaded)) = link.loaded.as_ref().filter(|(loaded, _)| loaded == wanted) {
             // The receiver lives in this function.
             _ = sender.send(Ok(loaded.clone()));
             return Ok(());
         }
-        if link.loading.as_ref().is_none_or(|(_, loading)| *loading != key) {
+        if link.loading.as_ref().is_none_or(|(_, loading)| loading != wanted) {
             fail_all(&mut link.waiting_for_load, "another autoencoder was asked for");
-            let LoadKey { weights_url, config_url, force_cpu } = key.clone();
+            if let Some((id, _)) = &link.loading {
+                post(&link.worker, &GpuRequest::Cancel { id: *id }, &[])?;
+            }
+            let Wanted { base_url, tier, compute } = wanted.clone();
             let id = link.new_id();
             link.started_ms = crate::browser::now_ms();
             link.loaded = None;
-            post(&link.worker, &GpuRequest::Load { id, weights_url, config_url, force_cpu }, &[])?;
-            link.loading = Some((id, key));
+            post(&link.worker, &GpuRequest::Load { id, base_url, tier, compute }, &[])?;
+            link.loading = Some((id, wanted.clone()));
         }
         link.waiting_for_load.push(sender);
         Ok(())
@@ -129,27 +125,68 @@ pub async fn load(weights_url: &str, config_url: &str, force_cpu: bool) -> Resul
     receiver.await.unwrap_or_else(|_| Err(GONE.into()))
 }
 
-/// Encodes hidden states (f16 `[tokens, d_model]`) with the SAE that was loaded last.
-///
-/// A lost device (a driver that restarted, a laptop that woke up) is replaced once; if the new one is lost as well, the
-/// CPU twin computes.
-pub async fn encode(hidden: ArrayBuffer, tokens: u32) -> Result<Encoded, String> {
-    let (key, mut loaded) = with_link(|link| link.loaded.clone().ok_or_else(|| "no autoencoder is loaded".to_owned()))?;
-    for force_cpu in [key.force_cpu, true] {
-        match encode_once(hidden.slice(0), tokens, &loaded).await {
-            Err(trouble) if trouble.lost => {
-                forget_loaded();
-                loaded = load(&key.weights_url, &key.config_url, force_cpu).await?;
-            }
-            outcome => return outcome.map_err(|trouble| trouble.detail),
+/// Gives up whatever the worker is doing.
+pub fn cancel() {
+    LINK.with_borrow_mut(|slot| {
+        let Some(link) = slot.as_mut() else { return };
+        let running = link.loading.iter().map(|(id, _)| *id).chain(link.waiting.keys().copied());
+        for id in running {
+            // A worker that takes no messages has nothing to give up.
+            _ = post(&link.worker, &GpuRequest::Cancel { id }, &[]);
         }
-    }
-    encode_once(hidden, tokens, &loaded).await.map_err(|trouble| trouble.detail)
+    });
 }
 
-/// The buffer is given away.
-async fn encode_once(hidden: ArrayBuffer, tokens: u32, loaded: &Loaded) -> Result<Encoded, Trouble> {
-    let (reply, buffers) = ask(|id| GpuRequest::Encode { id, tokens }, &[hidden]).await?;
+/// Breaks the device before the next encode, to see how the page recovers.
+pub fn break_with(fault: Fault) {
+    // Without a worker there is nothing to break.
+    _ = with_link(|link| post(&link.worker, &GpuRequest::Break { fault }, &[]));
+}
+
+/// Encodes hidden states (f16 `[tokens, d_model]`) with the SAE that was loaded last; a slice also wants each token's
+/// threshold (f32 `[tokens]`).
+///
+/// A lost device (a driver that restarted, a laptop that woke up) is replaced, with the SAE from this machine's storage;
+/// if the new one is lost as well, by one with a smaller tier; then the CPU computes.
+pub async fn encode(hidden: ArrayBuffer, thresholds: Option<ArrayBuffer>, tokens: u32) -> Result<Encoded, String> {
+    let (wanted, mut loaded) =
+        with_link(|link| link.loaded.clone().ok_or_else(|| "no autoencoder is loaded".to_owned()))?;
+    let smaller = match loaded.tier {
+        Tier::F16 => Tier::Int8,
+        Tier::Int8 | Tier::Int4 => Tier::Int4,
+        Tier::Slice => Tier::Slice,
+    };
+    let again =
+        [wanted.clone(), Wanted { tier: Some(smaller), ..wanted.clone() }, Wanted { compute: Compute::Cpu, ..wanted }];
+    let mut notice = None;
+    for next in again {
+        let buffers = std::iter::once(&hidden).chain(&thresholds).map(|buffer| buffer.slice(0)).collect();
+        match encode_once(buffers, tokens, &loaded).await {
+            Err(trouble) if trouble.lost => {
+                forget_loaded();
+                let started = crate::browser::now_ms();
+                // A tier that this SAE does not have, or a device that does not come back: the next one, then.
+                if let Ok(now) = load(&next).await {
+                    let seconds = crate::format::sig3(((crate::browser::now_ms() - started) / 1000.0) as f32);
+                    notice = Some(format!("The GPU was lost and replaced in {seconds} s: {}", trouble.detail));
+                    loaded = now;
+                }
+            }
+            outcome => {
+                return outcome
+                    .map(|encoded| Encoded { notice, ..encoded })
+                    .map_err(|trouble| if trouble.cancelled { "it was cancelled".to_owned() } else { trouble.detail });
+            }
+        }
+    }
+    let buffers = std::iter::once(hidden).chain(thresholds).collect();
+    let encoded = encode_once(buffers, tokens, &loaded).await.map_err(|trouble| trouble.detail)?;
+    Ok(Encoded { notice, ..encoded })
+}
+
+/// The buffers are given away.
+async fn encode_once(buffers: Vec<ArrayBuffer>, tokens: u32, loaded: &LoadedSae) -> Result<Encoded, Trouble> {
+    let (reply, buffers) = ask(|id| GpuRequest::Encode { id, tokens }, &buffers).await?;
     let (GpuReply::Encoded { k, ms, .. }, [indices, acts]) = (&reply, buffers.as_slice()) else {
         return Err(format!("the worker answered an encode with {reply:?} and {} buffers", buffers.len()).into());
     };
@@ -159,7 +196,7 @@ async fn encode_once(hidden: ArrayBuffer, tokens: u32, loaded: &Loaded) -> Resul
     if indices.len() != expected || acts.len() != expected {
         return Err(format!("the worker sent {} of {expected} activations", acts.len()).into());
     }
-    Ok(Encoded { acts: TopActs { k: *k as usize, indices, acts }, ms: *ms, loaded: loaded.clone() })
+    Ok(Encoded { acts: TopActs { k: *k as usize, indices, acts }, ms: *ms, loaded: loaded.clone(), notice: None })
 }
 
 fn forget_loaded() {
@@ -281,16 +318,15 @@ fn dispatch(reply: GpuReply, buffers: Vec<ArrayBuffer>) {
                 link.ready = true;
                 finish(&mut link.waiting_for_ready, &Ok(()));
             }
-            GpuReply::Progress { id, received, total } => {
+            GpuReply::Progress { id, received, fetched, total } => {
                 if link.loading.as_ref().is_some_and(|(loading, _)| *loading == id) {
-                    progress = Some(Some(Progress { received, total, started_ms: link.started_ms }));
+                    progress = Some(Some(Progress { received, fetched, total, started_ms: link.started_ms }));
                 }
             }
-            GpuReply::Loaded { id, path, adapter, reason, latents, d_model, k } => {
-                if let Some((_, key)) = link.loading.take_if(|(loading, _)| *loading == id) {
-                    let loaded = Loaded { path, adapter, reason, latents, d_model, k };
-                    link.loaded = Some((key, loaded.clone()));
-                    finish(&mut link.waiting_for_load, &Ok(loaded));
+            GpuReply::Loaded { id, sae } => {
+                if let Some((_, wanted)) = link.loading.take_if(|(loading, _)| *loading == id) {
+                    link.loaded = Some((wanted, sae.clone()));
+                    finish(&mut link.waiting_for_load, &Ok(sae));
                     progress = Some(None);
                 }
             }
@@ -300,12 +336,12 @@ fn dispatch(reply: GpuReply, buffers: Vec<ArrayBuffer>) {
                     _ = sender.send(Ok((reply, buffers)));
                 }
             }
-            GpuReply::Failed { id: Some(id), detail, lost } => {
+            GpuReply::Failed { id: Some(id), detail, lost, cancelled } => {
                 if link.loading.take_if(|(loading, _)| *loading == id).is_some() {
                     fail_all(&mut link.waiting_for_load, &detail);
                     progress = Some(None);
                 } else if let Some(sender) = link.waiting.remove(&id) {
-                    _ = sender.send(Err(Trouble { detail, lost }));
+                    _ = sender.send(Err(Trouble { detail, lost, cancelled }));
                 }
             }
             GpuReply::Failed { id: None, detail, .. } => broken = Some(detail),
@@ -347,39 +383,66 @@ fn finish<T: Clone>(waiting: &mut Vec<oneshot::Sender<Result<T, String>>>, outco
 }
 
 /// The line under the picture that says what computed it: `your GPU (M2) · f16 weights · exact top-32 · 41.2 ms`.
-pub fn path_line(loaded: &Loaded, ms: f32) -> String {
-    let place = match (loaded.path, loaded.adapter.as_str(), &loaded.reason) {
-        (ComputePath::WebGpu, "", _) => "your GPU".to_owned(),
-        (ComputePath::WebGpu, adapter, _) => format!("your GPU ({adapter})"),
-        (ComputePath::Cpu, _, Some(reason)) => format!("your CPU (no WebGPU: {reason})"),
-        (ComputePath::Cpu, _, None) => "your CPU".to_owned(),
+pub fn path_line(loaded: &LoadedSae, ms: f32) -> String {
+    let place = match (loaded.path, loaded.adapter.as_str()) {
+        (ComputePath::WebGpu, "") => "your GPU".to_owned(),
+        (ComputePath::WebGpu, adapter) => format!("your GPU ({adapter})"),
+        (ComputePath::Cpu, _) if loaded.reason.starts_with("no WebGPU") => "your CPU (no WebGPU)".to_owned(),
+        (ComputePath::Cpu, _) => "your CPU".to_owned(),
+        (ComputePath::Server, _) => "the server".to_owned(),
     };
-    format!("{place} · f16 weights · exact top-{} · {} ms", loaded.k, crate::format::sig3(ms))
+    let (k, tier) = (loaded.k, loaded.tier);
+    let top = match (tier, &loaded.agreement) {
+        (Tier::F16, _) => format!("exact top-{k}"),
+        (Tier::Slice, _) => format!("exact top-{k} of some features"),
+        (_, Some(agreement)) => format!("top-{k}, {:.1}% as in f32", 100.0 * agreement.overlap),
+        (_, None) => format!("top-{k}, close to f32"),
+    };
+    format!("{place} · {tier} weights · {top} · {} ms", crate::format::sig3(ms))
+}
+
+/// Why it was computed there, and where the autoencoder came from.
+pub fn why_line(loaded: &LoadedSae) -> String {
+    let bytes = crate::format::bytes;
+    let from = match (loaded.origin.stored, loaded.origin.fetched) {
+        (0, 0) => String::new(),
+        (stored, 0) => format!(" · {} from this machine", bytes(stored)),
+        (0, fetched) => format!(" · {} fetched", bytes(fetched)),
+        (stored, fetched) => format!(" · {} from this machine, {} fetched", bytes(stored), bytes(fetched)),
+    };
+    let not_kept = loaded.not_kept.as_ref().map(|reason| format!(" · not kept: {reason}")).unwrap_or_default();
+    format!("{}{from}{not_kept}", loaded.reason)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use api::gpu::Origin;
 
     #[test]
     fn the_path_line_says_what_ran() {
-        let mut loaded = Loaded {
+        let mut loaded = LoadedSae {
             path: ComputePath::WebGpu,
             adapter: "M2".into(),
-            reason: None,
+            reason: "measured".into(),
+            tier: Tier::F16,
+            agreement: None,
             latents: 3_072,
             d_model: 192,
             k: 32,
+            origin: Origin { stored: 0, fetched: 1_200_000 },
+            not_kept: Some("private window".into()),
         };
         assert_eq!(path_line(&loaded, 41.23), "your GPU (M2) · f16 weights · exact top-32 · 41.2 ms");
+        assert_eq!(why_line(&loaded), "measured · 1.20 MB fetched · not kept: private window");
         loaded.path = ComputePath::Cpu;
-        loaded.reason = Some("no adapter".into());
-        assert_eq!(path_line(&loaded, 120.4), "your CPU (no WebGPU: no adapter) · f16 weights · exact top-32 · 120 ms");
+        loaded.tier = Tier::Int8;
+        assert_eq!(path_line(&loaded, 120.4), "your CPU · int8 weights · top-32, close to f32 · 120 ms");
     }
 
     #[test]
     fn messages_keep_the_shape_the_worker_reads() {
         let json = serde_json::to_string(&GpuRequest::Encode { id: 3, tokens: 65 });
-        assert_eq!(json.ok().as_deref(), Some(r#"{"type":"encode","id":3,"tokens":65}"#));
+        assert_eq!(json.ok().as_deref(), Some(r#"{"encode":{"id":3,"tokens":65}}"#));
     }
 }

@@ -2,21 +2,23 @@
 
 use crate::{
     api::{Answer, Client, Pending, SourceKey, local_problem},
+    gpu::Encoded,
     links::{api_path, encode, feature_query_string, query_string},
-    safetensors::{ExtractHeader, extract_header, header_length},
+    safetensors::{ExtractHeader, extract_header, header_length, top_acts},
     sse::SseParser,
 };
 use api::{
     ActivationKind, Activations, EXTRACT_KINDS_HEADER, ErrorCode, Feature, FeatureList, FeatureQuery, FeatureSummary,
-    Neighbours, PictureActivations, PictureList, Problem, Source, SteerEvent, SteerRequest,
+    Neighbours, PictureActivations, PictureList, Problem, Source, SteerEvent, SteerRequest, Tier,
+    gpu::{ComputePath, LoadedSae, Origin},
 };
-use js_sys::{ArrayBuffer, Reflect, Uint8Array};
+use js_sys::{Array, ArrayBuffer, Reflect, Uint8Array};
 use send_wrapper::SendWrapper;
 use serde::de::DeserializeOwned;
 use std::future::Future;
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::JsFuture;
-use web_sys::{AbortSignal, FormData, Headers, ReadableStreamDefaultReader, RequestInit, Response};
+use web_sys::{AbortSignal, Blob, FormData, Headers, ReadableStreamDefaultReader, RequestInit, Response};
 
 /// `fetch` against the page's own origin.
 pub struct HttpClient;
@@ -118,6 +120,8 @@ pub struct Extracted {
     pub header: ExtractHeader,
     /// f16 little endian `[tokens, d_model]`.
     pub hidden: ArrayBuffer,
+    /// f32 little endian `[tokens]`, if they were asked for.
+    pub thresholds: Option<ArrayBuffer>,
     /// Which engine ran and for how long: `cpu;ms=41`.
     pub engine: String,
 }
@@ -127,6 +131,7 @@ pub async fn extract(
     key: &SourceKey,
     picture: &PictureInput,
     prompt: &str,
+    thresholds: bool,
     signal: Option<&AbortSignal>,
 ) -> Answer<Extracted> {
     let form = FormData::new().map_err(|error| unexpected(&error))?;
@@ -141,13 +146,54 @@ pub async fn extract(
     init.set_method("POST");
     init.set_body(&form);
     init.set_signal(signal);
-    let response = send(&api_path(key, "/extract"), &init).await?;
+    let query = if thresholds { "/extract?threshold=true" } else { "/extract" };
+    let response = send(&api_path(key, query), &init).await?;
     let engine = response.headers().get(EXTRACT_KINDS_HEADER).ok().flatten().unwrap_or_default();
     let promise = response.array_buffer().map_err(|error| unexpected(&error))?;
     let file: ArrayBuffer = JsFuture::from(promise).await.map_err(|error| network_problem(&error))?.unchecked_into();
     let (header, hidden) = split_extract(&file)
         .map_err(|detail| local_problem(ErrorCode::Internal, "The hidden states cannot be read", detail))?;
-    Ok(Extracted { header, hidden, engine })
+    let thresholds = header.threshold.map(|[begin, end]| file.slice_with_end(begin, end));
+    Ok(Extracted { header, hidden, thresholds, engine })
+}
+
+/// `POST …/encode`: the server finds the features, where neither the visitor's GPU nor CPU can.
+pub async fn encode_hidden(
+    key: &SourceKey,
+    header: &ExtractHeader,
+    hidden: &ArrayBuffer,
+    reason: &str,
+    signal: Option<&AbortSignal>,
+) -> Answer<Encoded> {
+    let unreadable = |detail: String| local_problem(ErrorCode::Internal, "The features cannot be read", detail);
+    let (tokens, d_model) = (header.tokens, header.d_model);
+    let bytes = hidden.byte_length();
+    let json = format!(r#"{{"hidden":{{"dtype":"F16","shape":[{tokens},{d_model}],"data_offsets":[0,{bytes}]}}}}"#);
+    let head = [&(json.len() as u64).to_le_bytes()[..], json.as_bytes()].concat();
+    let parts = Array::of2(&Uint8Array::from(head.as_slice()), hidden);
+    let body = Blob::new_with_buffer_source_sequence(&parts).map_err(|error| unexpected(&error))?;
+    let init = RequestInit::new();
+    init.set_method("POST");
+    init.set_body(&body);
+    init.set_signal(signal);
+    let started = crate::browser::now_ms();
+    let response = send(&api_path(key, "/encode"), &init).await?;
+    let promise = response.array_buffer().map_err(|error| unexpected(&error))?;
+    let file: ArrayBuffer = JsFuture::from(promise).await.map_err(|error| network_problem(&error))?.unchecked_into();
+    let acts = top_acts(&Uint8Array::new(&file).to_vec()).map_err(unreadable)?;
+    let loaded = LoadedSae {
+        path: ComputePath::Server,
+        adapter: String::new(),
+        reason: reason.to_owned(),
+        tier: Tier::F16,
+        agreement: None,
+        latents: 0,
+        d_model,
+        k: acts.k as u32,
+        origin: Origin::default(),
+        not_kept: None,
+    };
+    Ok(Encoded { acts, ms: (crate::browser::now_ms() - started) as f32, loaded, notice: None })
 }
 
 /// Only the header comes into wasm memory; the data is cut out on the JS side, ready to be transferred.

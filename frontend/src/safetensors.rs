@@ -1,6 +1,7 @@
 //! Just enough of the safetensors format to find one tensor in an answer without copying it:
 //! 8 bytes header length (u64, little endian), a JSON header, then the data.
 
+use crate::ranking::TopActs;
 use api::TokenSpan;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ pub struct ExtractHeader {
     pub d_model: u32,
     /// Byte range of `hidden` in the whole file.
     pub hidden: [u32; 2],
+    /// Byte range of `threshold` f32 `[tokens]`, if it is there.
+    pub threshold: Option<[u32; 2]>,
     /// Rows and columns of the base picture's patch grid.
     pub grid: [u32; 2],
     pub spans: Vec<TokenSpan>,
@@ -58,13 +61,51 @@ pub fn extract_header(json: &[u8], file_bytes: u32) -> Result<ExtractHeader, Str
     if end > u64::from(file_bytes) || end.checked_sub(begin) != Some(u64::from(tokens) * u64::from(d_model) * 2) {
         return Err(format!("`hidden` should lie at bytes {begin}..{end} of {file_bytes}: the answer is cut off"));
     }
+    let threshold = match header.get("threshold").cloned().map(serde_json::from_value::<TensorInfo>) {
+        Some(Ok(info)) if info.dtype == "F32" && info.shape == [tokens] => {
+            let range = info.data_offsets.map(|offset| offset.saturating_add(data_start));
+            if range[1] > file_bytes || range[1].checked_sub(range[0]) != Some(4 * tokens) {
+                return Err(format!(
+                    "`threshold` should lie at bytes {range:?} of {file_bytes}: the answer is cut off"
+                ));
+            }
+            Some(range)
+        }
+        Some(other) => return Err(format!("`threshold` is {other:?}; expected F32 [{tokens}]")),
+        None => None,
+    };
     let grid: [u32; 2] = metadata_json(&metadata, "grid")?;
     let spans: Vec<TokenSpan> = metadata_json(&metadata, "spans")?;
     if spans.iter().any(|span| span.start > span.end || span.end > tokens) {
         return Err(format!("`spans` reach past the {tokens} tokens"));
     }
     let provenance = metadata.get("provenance").and_then(|text| text.as_str()).unwrap_or_default().to_owned();
-    Ok(ExtractHeader { tokens, d_model, hidden: [begin as u32, end as u32], grid, spans, provenance })
+    Ok(ExtractHeader { tokens, d_model, hidden: [begin as u32, end as u32], threshold, grid, spans, provenance })
+}
+
+/// What `POST …/encode` answers with: `top_indices` I32 and `top_acts` F32, both `[tokens, k]`.
+pub fn top_acts(file: &[u8]) -> Result<TopActs, String> {
+    let length = header_length(file.get(..8).unwrap_or_default())? as usize;
+    let json = file.get(8..8 + length).ok_or("the answer is cut off within its header")?;
+    let header: BTreeMap<String, serde_json::Value> =
+        serde_json::from_slice(json).map_err(|error| format!("the safetensors header cannot be read: {error}"))?;
+    let tensor = |name: &str, dtype: &str| {
+        let value = header.get(name).cloned().ok_or(format!("the answer has no tensor `{name}`"))?;
+        let info: TensorInfo =
+            serde_json::from_value(value).map_err(|error| format!("tensor `{name}` cannot be read: {error}"))?;
+        let (&[tokens, k], [begin, end]) = (info.shape.as_slice(), info.data_offsets.map(|at| at as usize)) else {
+            return Err(format!("`{name}` has shape {:?}; expected [tokens, k]", info.shape));
+        };
+        let bytes = file.get(8 + length + begin..8 + length + end).filter(|_| info.dtype == dtype);
+        let words = bytes.map(|bytes| bytes.as_chunks::<4>().0).filter(|words| words.len() == (tokens * k) as usize);
+        Ok((k as usize, words.ok_or(format!("`{name}` is cut off, or not {dtype}"))?))
+    };
+    let ((k, indices), (_, acts)) = (tensor("top_indices", "I32")?, tensor("top_acts", "F32")?);
+    Ok(TopActs {
+        k,
+        indices: indices.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect(),
+        acts: acts.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+    })
 }
 
 /// A metadata entry that is itself JSON in a string.
@@ -78,6 +119,19 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
     use super::*;
     use api::TokenKind;
+
+    #[test]
+    fn activations_are_read_and_what_is_cut_off_is_refused() {
+        let json = r#"{"top_acts":{"dtype":"F32","shape":[1,2],"data_offsets":[8,16]},
+            "top_indices":{"dtype":"I32","shape":[1,2],"data_offsets":[0,8]}}"#;
+        let numbers = [7u32.to_le_bytes(), 3u32.to_le_bytes(), 2.5f32.to_le_bytes(), 0f32.to_le_bytes()].concat();
+        let file = [&(json.len() as u64).to_le_bytes()[..], json.as_bytes(), &numbers].concat();
+        let acts = top_acts(&file).unwrap();
+        assert_eq!((acts.k, acts.indices, acts.acts), (2, vec![7, 3], vec![2.5, 0.0]));
+        for length in [0, 7, 60, file.len() - 1] {
+            assert!(top_acts(&file[..length]).is_err(), "{length} bytes");
+        }
+    }
 
     fn header() -> String {
         serde_json::json!({

@@ -5,7 +5,9 @@
 use std::time::Instant;
 
 use shaders::kernels::sae_encode::SaeEncode;
-use shaders::{Error, Gpu, SaeShape, TopK, WeightType, cpu, known_answer};
+use shaders::pack::pack;
+use shaders::tile_shape::ALL_SHAPES;
+use shaders::{Cancel, Error, Gpu, SaeShape, TopK, WeightType, cpu, known_answer};
 
 /// tokens, d_model, latents, k
 const CASES: [(u32, u32, u32, u32); 5] =
@@ -18,7 +20,7 @@ fn main() -> Result<(), Error> {
 
 async fn run() -> Result<(), Error> {
     let gpu = Gpu::new().await?;
-    known_answer::check(&gpu, WeightType::F16).await?;
+    known_answer::check(&gpu, WeightType::F16, &ALL_SHAPES).await?;
     println!("{}", gpu.adapter());
     println!(
         "{:>10} {:>6} {:>6} {:>7} {:>4}  {:>9} {:>9}  {:>9} {:>9}  {:>7}",
@@ -33,21 +35,25 @@ async fn run() -> Result<(), Error> {
 async fn bench(gpu: &Gpu, shape: SaeShape, tokens: u32) -> Result<(), Error> {
     let mut numbers = Numbers(1);
     let hidden = numbers.take(tokens as usize * shape.d_model as usize);
-    let weights: Vec<half::f16> = numbers.take(shape.weights()).into_iter().map(half::f16::from_f32).collect();
+    let packed = pack(shape, WeightType::F16, &numbers.take(shape.weights()));
     let (b_enc, b_dec) = (numbers.take(shape.latents as usize), numbers.take(shape.d_model as usize));
-    let sae = SaeEncode::new(gpu, shape, WeightType::F16)?;
-    let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
-    sae.write_weights(gpu, 0, &bytes)?;
+    let mut sae = SaeEncode::new(gpu, shape, WeightType::F16)?;
+    sae.write_rows(gpu, 0, &packed.rows)?;
     sae.write_biases(gpu, &b_enc, &b_dec)?;
-    let twin =
-        cpu::sae_encode::SaeEncode::new(shape, weights.iter().map(|weight| weight.to_f32()).collect(), b_enc, b_dec)?;
+    let mut twin = cpu::sae_encode::SaeEncode::new(shape, WeightType::F16)?;
+    twin.write_rows(0, &packed.rows)?;
+    twin.write_biases(&b_enc, &b_dec)?;
 
+    let speeds = sae.probe(gpu, &Cancel::default()).await?;
+    let rates: Vec<String> = speeds.0.iter().map(|seconds| format!("{:.2}", 2e-9 / seconds)).collect();
+    println!("           shapes, GFLOP/s: {}", rates.join(" "));
     // Also the warm-up.
-    let overlap = agreement(&sae.encode(gpu, &hidden, tokens).await?, &twin.encode(&hidden, tokens)?)?;
+    let overlap =
+        agreement(&sae.encode(gpu, &hidden, tokens, &Cancel::default()).await?, &twin.encode(&hidden, tokens)?)?;
     let (mut on_gpu, mut on_cpu) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         let start = Instant::now();
-        sae.encode(gpu, &hidden, tokens).await?;
+        sae.encode(gpu, &hidden, tokens, &Cancel::default()).await?;
         on_gpu.push(start.elapsed().as_secs_f64());
         let start = Instant::now();
         twin.encode(&hidden, tokens)?;

@@ -11,6 +11,12 @@ pub enum Error {
     Lost(String),
     #[error("the GPU reported an error: {0}")]
     Gpu(String),
+    #[error("the GPU has no memory left: {0}")]
+    OutOfMemory(String),
+    #[error("the weights need {bytes} bytes of memory, more than there is")]
+    Memory { bytes: u64 },
+    #[error("cancelled")]
+    Cancelled,
     #[error("{what} has {given} values; expected {expected}")]
     Length { what: &'static str, given: usize, expected: usize },
     #[error("{what} is {given}; expected {expected}")]

@@ -53,6 +53,14 @@ impl Gpu {
         &self.adapter
     }
 
+    pub(crate) fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    pub(crate) fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
     /// Bytes one binding of a storage buffer may have.
     #[must_use]
     pub fn max_binding_bytes(&self) -> u64 {
@@ -119,6 +127,23 @@ impl Gpu {
         self.device.destroy();
     }
 
+    /// As if the device had reported this. (Tests of what happens then.)
+    pub fn inject(&self, error: Error) {
+        keep_first(&self.trouble, error);
+    }
+
+    /// Waits until what was submitted is done.
+    ///
+    /// # Errors
+    /// [`Error::Lost`], [`Error::Gpu`], [`Error::OutOfMemory`].
+    pub(crate) async fn wait(&self, submitted: Submitted) -> Result<(), Error> {
+        let wait = wgpu::PollType::Wait { submission_index: Some(submitted.index), timeout: None };
+        self.device.poll(wait).map_err(|error| self.check().err().unwrap_or_else(|| Error::Gpu(error.to_string())))?;
+        let done = submitted.done.await;
+        self.check()?;
+        done.map_err(|_| Error::Lost("it closed while it was at work".to_owned()))
+    }
+
     /// A storage buffer of zeros, `bytes` rounded up to whole words.
     pub(crate) fn storage(&self, label: &str, bytes: u64) -> Buffer {
         self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -176,7 +201,7 @@ impl Gpu {
     }
 
     /// Submits a sequence of dispatches; each sees what the one before wrote.
-    pub(crate) fn submit(&self, label: &str, dispatches: &[Dispatch<'_>]) {
+    pub(crate) fn submit(&self, label: &str, dispatches: &[Dispatch<'_>]) -> Submitted {
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
         for dispatch in dispatches {
             let entries: Vec<_> = dispatch
@@ -196,23 +221,40 @@ impl Gpu {
             let [x, y] = dispatch.groups;
             pass.dispatch_workgroups(x, y, 1);
         }
-        self.queue.submit([encoder.finish()]);
+        let index = self.queue.submit([encoder.finish()]);
+        let (sender, done) = futures_channel::oneshot::channel();
+        self.queue.on_submitted_work_done(move || {
+            // Nobody need be waiting.
+            let _ = sender.send(());
+        });
+        Submitted { index, done }
     }
 
     /// Keeps the first trouble the device reports.
     fn watch(&self) {
-        let keep = |trouble: &Mutex<Option<Error>>, error: Error| {
-            trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        };
         let trouble = Arc::clone(&self.trouble);
         self.device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            keep(&trouble, Error::Gpu(error.to_string()));
+            let kept = match &error {
+                wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory(error.to_string()),
+                _ => Error::Gpu(error.to_string()),
+            };
+            keep_first(&trouble, kept);
         }));
         let trouble = Arc::clone(&self.trouble);
         self.device.set_device_lost_callback(move |reason, message| {
-            keep(&trouble, Error::Lost(format!("{reason:?}: {message}")));
+            keep_first(&trouble, Error::Lost(format!("{reason:?}: {message}")));
         });
     }
+}
+
+fn keep_first(trouble: &Mutex<Option<Error>>, error: Error) {
+    trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+}
+
+/// Work on its way; may be dropped.
+pub(crate) struct Submitted {
+    index: wgpu::SubmissionIndex,
+    done: futures_channel::oneshot::Receiver<()>,
 }
 
 /// One kernel call.

@@ -1,6 +1,12 @@
 //! Host code of the WGSL kernels.
 
+pub mod cofire;
+pub mod cosine;
+pub mod feature_draw;
 pub mod feature_map;
+pub mod feature_pool;
+pub mod histogram;
+pub mod sae_decode;
 pub mod sae_encode;
 pub mod sae_select;
 
@@ -9,7 +15,7 @@ pub mod sae_select;
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct TileParams {
     pub tokens: u32,
-    pub d_model: u32,
+    pub width: u32,
     pub first_latent: u32,
     pub end_latent: u32,
     pub shard_latent: u32,

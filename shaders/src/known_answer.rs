@@ -6,39 +6,49 @@
 
 use crate::kernels::feature_map::FeatureMap;
 use crate::kernels::sae_encode::{Plan, SaeEncode};
-use crate::{Error, Gpu, MapShape, SaeShape, TopK, WeightType, cpu};
+use crate::pack::pack;
+use crate::tile_shape::{Speeds, TILE_SHAPES};
+use crate::{Cancel, Error, Gpu, MapShape, SaeShape, TopK, WeightType, cpu};
 
 const D_MODEL: u32 = 20;
 const LATENTS: u32 = 150;
 const K: u32 = 12;
 /// Two shards of two tiles each.
 const PLAN: Plan = Plan { shard_latents: 128, tile_latents: 64, batch_tokens: 64 };
-/// One number of tokens for each variant of the kernel.
-const TOKENS: [u32; 3] = [3, 20, 36];
+/// Tokens beyond a workgroup's, so that the last one is not full.
+const MORE_TOKENS: u32 = 3;
 
-/// Encodes and maps the fixed problem with weights stored as `weight_type`.
+/// Encodes and maps the fixed problem with weights stored as `weight_type`, in these of [`TILE_SHAPES`]. (Compiling all of
+/// them takes seconds on a software adapter.)
 ///
 /// # Errors
 /// [`Error::WrongAnswer`] if the GPU disagrees with the CPU twin; [`Error::Gpu`], [`Error::Lost`].
-pub async fn check(gpu: &Gpu, weight_type: WeightType) -> Result<(), Error> {
-    check_encode(gpu, weight_type).await?;
+pub async fn check(gpu: &Gpu, weight_type: WeightType, shapes: &[usize]) -> Result<(), Error> {
+    check_encode(gpu, weight_type, shapes).await?;
     check_map(gpu).await
 }
 
-async fn check_encode(gpu: &Gpu, weight_type: WeightType) -> Result<(), Error> {
+async fn check_encode(gpu: &Gpu, weight_type: WeightType, shapes: &[usize]) -> Result<(), Error> {
     let shape = SaeShape::new(D_MODEL, LATENTS, K)?;
     let weights = whole_numbers(1, shape.weights(), 2);
     // Mostly negative, at most 1: a row that equals b_dec has few positive activations, and its list is padded.
     let b_enc: Vec<f32> = whole_numbers(2, LATENTS as usize, 12).iter().map(|value| value - 11.0).collect();
     let b_dec = whole_numbers(3, D_MODEL as usize, 1);
-    let sae = SaeEncode::with_plan(gpu, shape, weight_type, PLAN);
-    sae.write_weights(gpu, 0, &weight_bytes(&weights, weight_type))?;
+    let packed = pack(shape, weight_type, &weights);
+    let mut sae = SaeEncode::with_plan(gpu, shape, weight_type, PLAN);
+    sae.write_rows(gpu, 0, &packed.rows)?;
+    sae.write_scales(gpu, 0, &packed.scales)?;
     sae.write_biases(gpu, &b_enc, &b_dec)?;
-    let twin = cpu::sae_encode::SaeEncode::new(shape, weights, b_enc, b_dec.clone())?;
-    for tokens in TOKENS {
+    let mut twin = cpu::sae_encode::SaeEncode::new(shape, weight_type)?;
+    twin.write_rows(0, &packed.rows)?;
+    twin.write_scales(0, &packed.scales)?;
+    twin.write_biases(&b_enc, &b_dec)?;
+    for &at in shapes {
+        sae.set_speeds(Speeds::only(&[at]));
+        let tokens = TILE_SHAPES[at].tokens() + MORE_TOKENS;
         let mut hidden = whole_numbers(4, (tokens * D_MODEL) as usize, 3);
         hidden[..D_MODEL as usize].copy_from_slice(&b_dec);
-        let answer = sae.encode(gpu, &hidden, tokens).await?;
+        let answer = sae.encode(gpu, &hidden, tokens, &Cancel::default()).await?;
         let expected = twin.encode(&hidden, tokens)?;
         if answer != expected {
             return Err(Error::WrongAnswer(first_difference(&answer, &expected, weight_type)));
@@ -59,14 +69,17 @@ async fn check_map(gpu: &Gpu) -> Result<(), Error> {
     });
     match worst {
         Some((answer, expected)) => {
-            Err(Error::WrongAnswer(format!("feature_map gives {answer} where {expected} is right")))
+            let [answer, expected] = [answer, expected].map(|value| *value as i64);
+            Err(Error::WrongAnswer(format!("feature_map gives about {answer} where {expected} is right")))
         }
         None => Ok(()),
     }
 }
 
 fn first_difference(answer: &TopK, expected: &TopK, weight_type: WeightType) -> String {
-    let pairs = |top: &TopK| top.top_indices.iter().copied().zip(top.top_acts.iter().copied()).collect::<Vec<_>>();
+    // The right ones are whole numbers.
+    let acts = |top: &TopK| top.top_acts.iter().map(|act| *act as i64).collect::<Vec<_>>();
+    let pairs = |top: &TopK| top.top_indices.iter().copied().zip(acts(top)).collect::<Vec<_>>();
     let (answered, wanted) = (pairs(answer), pairs(expected));
     match answered.iter().zip(&wanted).position(|(a, b)| a != b) {
         Some(at) => format!(
@@ -89,11 +102,4 @@ fn whole_numbers(seed: u32, count: usize, most: u32) -> Vec<f32> {
             ((state >> 16) % (2 * most + 1)) as f32 - most as f32
         })
         .collect()
-}
-
-fn weight_bytes(weights: &[f32], weight_type: WeightType) -> Vec<u8> {
-    match weight_type {
-        WeightType::F32 => weights.iter().flat_map(|weight| weight.to_le_bytes()).collect(),
-        WeightType::F16 => weights.iter().flat_map(|&weight| half::f16::from_f32(weight).to_le_bytes()).collect(),
-    }
 }

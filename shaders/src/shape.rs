@@ -4,7 +4,7 @@ use crate::Error;
 use crate::error::check_len;
 
 /// Largest `k`: one workgroup holds a row's top k.
-pub const MAX_K: u32 = 256;
+pub const MAX_K: u32 = 1024;
 
 /// Most latents: far above any SAE, far below the end of `u32`.
 pub const MAX_LATENTS: u32 = 1 << 24;
@@ -51,20 +51,54 @@ impl SaeShape {
     }
 }
 
-/// How the encoder's weights are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the encoder's weights are stored, on the GPU as in a file of shards.
+///
+/// A row is filled up with zeros to [`Self::width`] channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightType {
     F32,
     F16,
+    /// Signed bytes; a weight is `q · scale`, with one f32 scale for the row.
+    Int8,
+    /// Two channels a byte, the lower four bits first, as `q + 8`; one f16 scale for [`INT4_GROUP`] channels.
+    Int4,
 }
 
+/// Channels that share a scale in [`WeightType::Int4`].
+pub const INT4_GROUP: u32 = 32;
+
 impl WeightType {
-    /// Bytes of one weight.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Int8, Self::Int4];
+
+    /// Channels of a stored row: whole 16 bytes, and whole groups of a scale.
     #[must_use]
-    pub const fn bytes(self) -> u64 {
+    pub const fn width(self, d_model: u32) -> u32 {
         match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F32 | Self::F16 => d_model.next_multiple_of(8),
+            Self::Int8 => d_model.next_multiple_of(16),
+            Self::Int4 => d_model.next_multiple_of(INT4_GROUP),
+        }
+    }
+
+    /// Bytes of a stored row.
+    #[must_use]
+    pub const fn row_bytes(self, d_model: u32) -> u64 {
+        let width = self.width(d_model) as u64;
+        match self {
+            Self::F32 => 4 * width,
+            Self::F16 => 2 * width,
+            Self::Int8 => width,
+            Self::Int4 => width / 2,
+        }
+    }
+
+    /// Bytes of a row's scales.
+    #[must_use]
+    pub const fn scale_bytes(self, d_model: u32) -> u64 {
+        match self {
+            Self::F32 | Self::F16 => 0,
+            Self::Int8 => 4,
+            Self::Int4 => (self.width(d_model) / INT4_GROUP * 2) as u64,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use shaders::WeightType;
-use shaders::kernels::sae_encode::variant_source;
+use shaders::tile_shape::TILE_SHAPES;
 
 /// Workgroup storage every WebGPU device has.
 const WORKGROUP_BYTES: u32 = 16 << 10;
@@ -65,15 +65,15 @@ fn every_file_is_valid_within_the_default_limits() {
 #[test]
 fn every_variant_is_valid() {
     let mut sources = BTreeSet::new();
-    for weight_type in [WeightType::F16, WeightType::F32] {
-        for tokens_per_thread in [1, 2, 4] {
-            let name = format!("sae_encode {weight_type:?} {tokens_per_thread}");
-            let source = variant_source(weight_type, tokens_per_thread);
+    for weight_type in WeightType::ALL {
+        for shape in TILE_SHAPES {
+            let name = format!("sae_encode {weight_type:?} {shape:?}");
+            let source = shape.source(weight_type);
             check_limits(&name, &validated(&name, &source));
             sources.insert(source);
         }
     }
-    assert_eq!(sources.len(), 6, "variants differ");
+    assert_eq!(sources.len(), WeightType::ALL.len() * TILE_SHAPES.len(), "variants differ");
 }
 
 #[test]

@@ -20,7 +20,7 @@
 
 struct Params {
     tokens: u32,
-    d_model: u32,
+    width: u32,
     first_latent: u32,
     end_latent: u32,
     shard_latent: u32,
@@ -29,15 +29,16 @@ struct Params {
     last_tile: u32,
 }
 
-// Also the largest k, and the bins of one byte.
+// Also the bins of one byte.
 const THREADS: u32 = 256;
+const MAX_K: u32 = 1024;
 
 var<workgroup> row_count: u32;
 var<workgroup> histogram: array<atomic<u32>, THREADS>;
 var<workgroup> at_or_above: array<u32, THREADS>;
 // byte, keys above its bin, keys in its bin
 var<workgroup> chosen: vec3<u32>;
-var<workgroup> kept: array<vec2<u32>, THREADS>;
+var<workgroup> kept: array<vec2<u32>, MAX_K>;
 var<workgroup> kept_count: atomic<u32>;
 var<workgroup> lowest_kept: atomic<u32>;
 
@@ -98,26 +99,28 @@ fn bound_of_largest(start: u32, count: u32, thread: u32) -> vec2<u32> {
 fn write_top(row: u32, listed: u32, thread: u32) {
     let indices = row * params.k;
     let acts = (params.tokens + row) * params.k;
-    if thread < listed {
-        let key = key_of(kept[thread]);
+    for (var at = thread; at < listed; at += THREADS) {
+        let key = key_of(kept[at]);
         var rank = 0u;
         for (var i = 0u; i < listed; i++) {
-            rank += select(0u, 1u, i != thread && at_least(key_of(kept[i]), key));
+            rank += select(0u, 1u, i != at && at_least(key_of(kept[i]), key));
         }
-        top[indices + rank] = kept[thread].x;
-        top[acts + rank] = kept[thread].y;
+        top[indices + rank] = kept[at].x;
+        top[acts + rank] = kept[at].y;
     }
-    // This thread's number as a latent: the padding, if it is not listed and low enough.
-    var below = 0u;
-    var unlisted = true;
-    for (var i = 0u; i < listed; i++) {
-        below += select(0u, 1u, kept[i].x < thread);
-        unlisted = unlisted && kept[i].x != thread;
-    }
-    let rank = listed + thread - below;
-    if unlisted && rank < params.k {
-        top[indices + rank] = thread;
-        top[acts + rank] = 0u;
+    // Numbers as latents: the padding, if they are not listed and low enough.
+    for (var latent = thread; latent < params.k && listed < params.k; latent += THREADS) {
+        var below = 0u;
+        var unlisted = true;
+        for (var i = 0u; i < listed; i++) {
+            below += select(0u, 1u, kept[i].x < latent);
+            unlisted = unlisted && kept[i].x != latent;
+        }
+        let rank = listed + latent - below;
+        if unlisted && rank < params.k {
+            top[indices + rank] = latent;
+            top[acts + rank] = 0u;
+        }
     }
 }
 
@@ -148,8 +151,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         write_top(row, listed, thread);
         return;
     }
-    if thread < listed {
-        survivors[start + thread] = kept[thread];
+    for (var i = thread; i < listed; i += THREADS) {
+        survivors[start + i] = kept[i];
     }
     if thread == 0u {
         counts[row] = listed;

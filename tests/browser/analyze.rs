@@ -26,7 +26,7 @@ type Row = (u32, f32);
 fn a_sample_lights_up_where_its_object_is() -> anyhow::Result<()> {
     journey("analyze", Gpu::Software, &[], async |page, demo| {
         let named = demo.named_object()?;
-        page.open(&demo.page("/analyze")).await?;
+        page.open(&demo.page("/analyze?compute=gpu")).await?;
         choose_sample(page, &named.picture.id).await?;
         let rows = ranking(page).await?;
         let path = page.text("analyze-path").await?;
@@ -52,16 +52,60 @@ fn without_webgpu_the_cpu_twin_gives_the_same_features_and_says_so() -> anyhow::
         let (server, driver) = (Server::start()?, Driver::start()?);
         let demo = Demo::new(server.address)?;
         let sample = demo.samples()?.swap_remove(0).id;
-        let analyze = async |page: &Page| -> anyhow::Result<(Vec<Row>, String)> {
-            page.open(&demo.page(&format!("/analyze?picture={sample}"))).await?;
+        // What is not asked for is chosen by measurement, and a software GPU loses.
+        let analyze = async |page: &Page, compute: &str| -> anyhow::Result<(Vec<Row>, String)> {
+            page.open(&demo.page(&format!("/analyze?picture={sample}&compute={compute}"))).await?;
             let rows = ranking(page).await?;
             Ok((rows, page.text("analyze-path").await?))
         };
-        let (on_gpu, gpu_path) = with_page("fallback_gpu", &driver, Gpu::Software, &server, &[], &analyze).await?;
-        let (on_cpu, cpu_path) = with_page("fallback_cpu", &driver, Gpu::None, &server, &[], &analyze).await?;
+        let on = async |page: &Page| analyze(page, "gpu").await;
+        let (on_gpu, gpu_path) = with_page("fallback_gpu", &driver, Gpu::Software, &server, &[], &on).await?;
+        let off = async |page: &Page| analyze(page, "auto").await;
+        let (on_cpu, cpu_path) = with_page("fallback_cpu", &driver, Gpu::None, &server, &[], &off).await?;
         ensure!(gpu_path.contains("your GPU"), "WebGPU did not compute this: {gpu_path}");
         ensure!(cpu_path.contains("CPU") && cpu_path.contains("WebGPU"), "the page does not say why: {cpu_path}");
         same_features(&on_gpu, &on_cpu)
+    })
+}
+
+#[test]
+fn a_lost_gpu_is_replaced_within_the_analysis() -> anyhow::Result<()> {
+    journey("lost_gpu", Gpu::Software, &[], async |page, demo| {
+        let sample = demo.samples()?.swap_remove(0).id;
+        let address = demo.page(&format!("/analyze?picture={sample}&compute=gpu"));
+        page.open(&address).await?;
+        let expected = ranking(page).await?;
+        for fault in ["lost", "memory"] {
+            page.open(&format!("{address}&fault={fault}")).await?;
+            same_features(&expected, &ranking(page).await?)?;
+            let notice = page.text("analyze-notice").await?;
+            ensure!(notice.contains("lost and replaced"), "the notice says: {notice}");
+            let path = page.text("analyze-path").await?;
+            ensure!(path.contains("your GPU") && path.contains("f16"), "the second device should do: {path}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn every_place_and_tier_can_be_chosen_and_agrees() -> anyhow::Result<()> {
+    journey("places", Gpu::Software, &[], async |page, demo| {
+        let sample = demo.samples()?.swap_remove(0).id;
+        let mut rankings = Vec::new();
+        for (query, place) in [("compute=cpu", "your CPU"), ("compute=server", "the server"), ("", "measured:")] {
+            page.open(&demo.page(&format!("/analyze?picture={sample}&{query}"))).await?;
+            rankings.push(ranking(page).await?);
+            page.click(&page.find(By::Css("[data-testid=analyze-where] summary")).await?).await?;
+            let said = [page.text("analyze-path").await?, page.text("analyze-where").await?].concat();
+            ensure!(said.contains(place), "{query}: {said}");
+        }
+        same_features(&rankings[0], &rankings[1])?;
+        same_features(&rankings[0], &rankings[2])?;
+        page.open(&demo.page(&format!("/analyze?picture={sample}&compute=gpu&tier=int8"))).await?;
+        ranking(page).await?;
+        let path = page.text("analyze-path").await?;
+        ensure!(path.contains("int8 weights") && path.contains("% as in f32"), "{path}");
+        Ok(())
     })
 }
 

@@ -28,7 +28,10 @@ fn every_kernel_has_host_code_a_cpu_twin_and_a_test() {
 fn a_shaders_entry_points_come_last() {
     for stem in stems("wgsl", "wgsl") {
         let source = fs::read_to_string(tests::root().join(format!("shaders/wgsl/{stem}.wgsl"))).unwrap();
-        let entry = source.find("@compute").unwrap_or_else(|| panic!("{stem}.wgsl has no entry point"));
+        let entry = source
+            .find("@compute")
+            .or_else(|| source.find("@vertex"))
+            .unwrap_or_else(|| panic!("{stem}.wgsl has no entry point"));
         for early in ["@group", "var<workgroup>"] {
             let last = source.rfind(early).unwrap_or(0);
             assert!(last < entry, "{stem}.wgsl: `{early}` after the first entry point");

@@ -1,8 +1,8 @@
 //! `POST …/attribute`: which features made the model prefer one answer over another (paper, section 3.5).
 //!
 //! The linear approximation of every active feature's effect on `logit(answer) − logit(baseline)` at the last position
-//! of the prompt, from one forward and one backward pass with the SAE's reconstruction in the stream; the strongest
-//! ones can be verified by taking each out and measuring.
+//! of the prompt, from one gradient with the SAE's reconstruction in the stream; the strongest ones can be verified by
+//! taking each out and measuring.
 
 use crate::{extract::TokenSpan, source::Provenance};
 use serde::{Deserialize, Serialize};
@@ -74,7 +74,7 @@ pub struct VerifiedFeature {
     pub measured: f32,
 }
 
-/// What the answer cost.
+/// What the answer cost: passes through the blocks after the hook point, as they were run; `verify` not counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Passes {

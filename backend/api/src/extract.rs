@@ -8,6 +8,10 @@
 //! At a hook point of the vision tower, `hidden` is `[tiles · positions, d_vision]`: the tower's own positions, tile by
 //! tile, which are not those of `input_ids` and `spans`.
 //!
+//! With `threshold=true` there is `threshold` f32 `[tokens]`: the SAE's k-th largest activation at each token, 0 where
+//! fewer than k are positive, of the hidden states as they are sent. Whoever holds only a slice of the SAE needs it to
+//! know which of its latents are among the k. Only at the SAE's own hook point.
+//!
 //! With `lens=n` there is more, each row likeliest first:
 //!
 //! - `lens_logit_ids` i32 and `lens_logit_scores` f32 `[tokens, n]`: the tokens that the final norm and the unembedding
@@ -50,6 +54,8 @@ pub struct ExtractQuery {
     /// Another hook point of the model than the source's: `layers.N` or `vision.N`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hook: Option<String>,
+    /// Also the SAE's k-th largest activation at each token; at the source's own hook point only.
+    pub threshold: bool,
 }
 
 /// What a position of the sequence is.

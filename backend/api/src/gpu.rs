@@ -1,20 +1,80 @@
 //! What the page says to its GPU worker and back (JSON beside transferred `ArrayBuffer`s).
 //!
 //! A message is a JS array `[json, buffer?, …]`: the JSON of [`GpuRequest`] or [`GpuReply`], then the buffers it
-//! names, transferred, never copied. The worker posts [`GpuReply::Ready`] first; nothing may be sent before.
+//! names, transferred, never copied. (Tagged from outside, `{"encode":{…}}`: a tag inside costs the worker 20 KB.) The worker posts [`GpuReply::Ready`] first; nothing may be sent before.
 
+use crate::shards::{Agreement, Tier};
 use serde::{Deserialize, Serialize};
+
+/// Where the features are computed, as a visitor may ask for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// Whichever is faster here, by measurement.
+    #[default]
+    Auto,
+    Gpu,
+    Cpu,
+    /// The server, when the visitor's machine cannot hold the SAE.
+    Server,
+}
+
+impl Compute {
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Gpu, Self::Cpu, Self::Server];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Gpu => "gpu",
+            Self::Cpu => "cpu",
+            Self::Server => "server",
+        }
+    }
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|compute| compute.as_str() == name)
+    }
+}
+
+/// What goes wrong on purpose: to see how the page recovers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fault {
+    /// The device is destroyed.
+    Lost,
+    /// The device reports that its memory ran out.
+    Memory,
+}
+
+impl Fault {
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "lost" => Some(Self::Lost),
+            "memory" => Some(Self::Memory),
+            _ => None,
+        }
+    }
+}
 
 /// Page → worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum GpuRequest {
-    /// Fetch the SAE and put it on the GPU (or into the CPU twin). `force_cpu` skips WebGPU.
-    Load { id: u32, weights_url: String, config_url: String, force_cpu: bool },
-    /// Encode hidden states: one buffer, f16 little endian `[tokens, d_model]`.
+    /// Get the SAE whose `manifest.json` lies in the folder `base_url` (it ends with `/`), from this machine's storage
+    /// or by fetching it, and put it on the GPU or into the CPU twin. Without a tier, the best that suits.
+    Load { id: u32, base_url: String, tier: Option<Tier>, compute: Compute },
+    /// Encode hidden states: a buffer, f16 little endian `[tokens, d_model]`; for a slice a second one, f32 `[tokens]`:
+    /// the whole SAE's k-th largest activation of each token.
     Encode { id: u32, tokens: u32 },
     /// Patch map of one feature from the last encode, upsampled: answers with one f32 buffer `[height, width]`.
     Map { id: u32, feature: u32, start: u32, grid: [u32; 2], size: [u32; 2] },
+    /// Give up the request with this id, running or waiting; it fails with [`GpuReply::Failed`], cancelled.
+    Cancel { id: u32 },
+    /// Break the device before the next request.
+    Break { fault: Fault },
 }
 
 /// Which path computes.
@@ -24,28 +84,53 @@ pub enum ComputePath {
     WebGpu,
     /// The CPU twin compiled to wasm.
     Cpu,
+    /// The server; the page's own last resort, never the worker's.
+    Server,
+}
+
+/// Where bytes of the SAE came from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// From this machine's storage.
+    pub stored: u64,
+    /// Over the network.
+    pub fetched: u64,
+}
+
+/// The SAE is loaded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoadedSae {
+    pub path: ComputePath,
+    /// The GPU's name; empty for the CPU, and where the browser keeps it to itself.
+    pub adapter: String,
+    /// Why this path: what was measured, or why the GPU will not do.
+    pub reason: String,
+    pub tier: Tier,
+    /// How close the tier comes to the SAE in f32, if it was measured.
+    pub agreement: Option<Agreement>,
+    pub latents: u32,
+    pub d_model: u32,
+    pub k: u32,
+    pub origin: Origin,
+    /// Why the SAE was not kept for the next visit, if it was not.
+    pub not_kept: Option<String>,
 }
 
 /// Worker → page.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum GpuReply {
     Ready,
-    /// Of the load with this id.
+    /// Of the load with this id; `fetched` of `received` came over the network.
     Progress {
         id: u32,
         received: u64,
+        fetched: u64,
         total: u64,
     },
-    /// The SAE is loaded. `adapter` is the GPU's name; `reason` says why the CPU twin runs, if it does.
     Loaded {
         id: u32,
-        path: ComputePath,
-        adapter: String,
-        reason: Option<String>,
-        latents: u32,
-        d_model: u32,
-        k: u32,
+        sae: LoadedSae,
     },
     /// Two buffers: `top_indices` u32 `[tokens, k]`, `top_acts` f32 `[tokens, k]`, each row by falling activation.
     Encoded {
@@ -67,5 +152,8 @@ pub enum GpuReply {
         /// The device is gone, and the SAE with it: load it again.
         #[serde(default)]
         lost: bool,
+        /// It was asked for.
+        #[serde(default)]
+        cancelled: bool,
     },
 }

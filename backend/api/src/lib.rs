@@ -2,7 +2,8 @@
 //! serde only, so that the page, the worker and the server share one definition.
 //!
 //! One module per thing a person can name: [`source`], [`feature`], [`activation`], [`picture`], [`steer`],
-//! [`attribute`], [`extract`], [`engine`], [`problem`], and [`gpu`] for what the page says to its GPU worker.
+//! [`attribute`], [`extract`], [`engine`], [`problem`], [`shards`] for the SAE as browsers fetch it, and [`gpu`] for
+//! what the page says to its GPU worker.
 
 pub mod activation;
 pub mod attribute;
@@ -12,6 +13,7 @@ pub mod feature;
 pub mod gpu;
 pub mod picture;
 pub mod problem;
+pub mod shards;
 pub mod source;
 pub mod steer;
 
@@ -25,6 +27,7 @@ pub use feature::{
 };
 pub use picture::{Picture, PictureActivations, PictureList, PictureObject, Rect};
 pub use problem::{ErrorCode, Problem};
+pub use shards::{Agreement, SaeManifest, ShardFile, Tier, TierShards};
 pub use source::{Provenance, Source};
 pub use steer::{
     Alternative, Column, Positions, SteerEvent, SteerFeature, SteerMethod, SteerRequest, SteerResult, SteeredText,

@@ -2,7 +2,8 @@
 //!
 //! With the SAE's reconstruction in the stream, `Δ = logit(answer) − logit(baseline)` at the last position. One forward
 //! and one backward pass through the blocks after the hook point give `g = ∂Δ/∂x̂`; to first order, removing latent `j`
-//! at token `t` takes `z[t,j] · (W_dec[j] · g[t])` from Δ. That is every latent at once.
+//! at token `t` takes `z[t,j] · (W_dec[j] · g[t])` from Δ. That is every latent at once. The way back runs every block
+//! forward once more instead of keeping what happened in it.
 
 use crate::Error;
 use crate::generate::likeliest;
@@ -12,6 +13,7 @@ use crate::lmm::{Lmm, Prepared, SpanKind};
 use crate::sae::{Sae, TopK};
 use crate::weights::f32_from_tensor;
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// What to attribute.
@@ -62,8 +64,9 @@ pub struct Attribution {
     pub verified: Vec<Verified>,
     /// Pearson's, between attribution and measured effect of the verified features.
     pub correlation: Option<f32>,
-    /// Passes through the blocks after the hook point, verification not counted. The reference code takes two forward
-    /// and one backward for every latent.
+    /// Passes through the blocks after the hook point as they were run, verification not counted: one forward for Δ, one
+    /// more forward and one backward on the way back, and one forward for the model as it is, unless that is the same.
+    /// The reference code takes two forward and one backward for every latent.
     pub forward_passes: usize,
     pub backward_passes: usize,
 }
@@ -99,23 +102,38 @@ pub fn attribute<B: Backend>(
     sae: &Sae<B>,
     options: &AttributeOptions,
 ) -> Result<Attribution, Error> {
+    attribute_unless(lmm, prepared, sae, options, &|| false)
+}
+
+/// [`attribute`], given up between two blocks when `gone` says that nobody waits.
+///
+/// # Errors
+/// Those of [`attribute`]; [`Error::Cancelled`].
+pub fn attribute_unless<B: Backend>(
+    lmm: &Lmm<B>,
+    prepared: &Prepared,
+    sae: &Sae<B>,
+    options: &AttributeOptions,
+    gone: &dyn Fn() -> bool,
+) -> Result<Attribution, Error> {
     let layer = check(lmm, sae, options)?;
-    let after = After { lmm, layer, answer: options.answer as usize, baseline: options.baseline as usize };
-    let hidden = lmm.hidden_at(prepared, options.hook)?;
+    let (answer, baseline) = (options.answer as usize, options.baseline as usize);
+    let after = After { lmm, layer, answer, baseline, gone, forward: Cell::new(0), backward: Cell::new(0) };
+    let hidden = lmm.hidden_unless(prepared, options.hook, gone)?;
     let z = sae.encode(hidden.clone());
     let stream = if options.keep_error { hidden.clone() } else { sae.decode(&z) };
 
-    let (logit_difference, gradient) = after.difference_and_gradient(stream.clone());
+    let (logit_difference, gradient) = after.difference_and_gradient(stream)?;
     let logit_difference_original =
-        if options.keep_error { logit_difference } else { after.difference(hidden.clone()) };
+        if options.keep_error { logit_difference } else { after.difference(hidden.clone())? };
     Error::check_finite("the logits", &[logit_difference, logit_difference_original])?;
 
     let mut found = Attribution {
         logit_difference,
         logit_difference_original,
         effects: effects(sae, &z, gradient),
-        forward_passes: 1,
-        backward_passes: 1,
+        forward_passes: after.forward.get(),
+        backward_passes: after.backward.get(),
         ..Attribution::default()
     };
     Error::check_finite("the attributions", &found.effects.iter().map(|e| e.attribution).collect::<Vec<_>>())?;
@@ -131,7 +149,7 @@ pub fn attribute<B: Backend>(
             keep_error: options.keep_error,
         };
         let changed = without.apply_selected(hidden.clone(), &vec![true; z.tokens]);
-        let measured = logit_difference - after.difference(changed);
+        let measured = logit_difference - after.difference(changed)?;
         found.verified.push(Verified { feature, attribution: found.total[feature as usize], measured });
     }
     found.correlation = correlation(&found.verified);
@@ -174,6 +192,11 @@ struct After<'a, B: Backend> {
     layer: usize,
     answer: usize,
     baseline: usize,
+    /// Nobody waits any more.
+    gone: &'a dyn Fn() -> bool,
+    /// Passes so far.
+    forward: Cell<usize>,
+    backward: Cell<usize>,
 }
 
 impl<B: Backend> After<'_, B> {
@@ -187,19 +210,27 @@ impl<B: Backend> After<'_, B> {
         x.clone().narrow(1, tokens - 1, 1).squeeze_dim(0)
     }
 
+    fn count(passes: &Cell<usize>) {
+        passes.set(passes.get() + 1);
+    }
+
     /// Δ alone.
-    fn difference(&self, stream: Tensor<B, 2>) -> f32 {
+    fn difference(&self, stream: Tensor<B, 2>) -> Result<f32, Error> {
         let language = &self.lmm.net.language;
-        let x = language.blocks_forward(self.input(stream), self.layer + 1..language.depth());
-        language.difference_vjp(Self::last(&x), self.answer, self.baseline).0
+        let after = self.layer + 1..language.depth();
+        Self::count(&self.forward);
+        let x = language.checked_forward(self.input(stream), after, || Error::check_wanted(self.gone))?;
+        Ok(language.difference_vjp(Self::last(&x), self.answer, self.baseline).0)
     }
 
     /// Δ and its gradient at the stream, `[tokens, d_model]` in f32. Block inputs are kept, and each block is run once
     /// more on the way back: memory for one block's intermediate values, whatever the depth.
-    fn difference_and_gradient(&self, stream: Tensor<B, 2>) -> (f32, Tensor<B, 2>) {
+    fn difference_and_gradient(&self, stream: Tensor<B, 2>) -> Result<(f32, Tensor<B, 2>), Error> {
         let language = &self.lmm.net.language;
         let mut inputs = vec![self.input(stream)];
+        Self::count(&self.forward);
         for layer in self.layer + 1..language.depth() {
+            Error::check_wanted(self.gone)?;
             let next = language.blocks_forward(inputs[inputs.len() - 1].clone(), layer..layer + 1);
             inputs.push(next);
         }
@@ -208,11 +239,16 @@ impl<B: Backend> After<'_, B> {
         let [_, tokens, _] = output.dims();
         let mut gradient = output.zeros_like().cast(DType::F32);
         let [_, _, d_model] = gradient.dims();
-        gradient = gradient.slice_assign([0..1, tokens - 1..tokens, 0..d_model], at_last.cast(DType::F32).unsqueeze());
+        gradient = gradient.slice_assign([0..1, tokens - 1..tokens, 0..d_model], at_last.unsqueeze());
+        if !inputs.is_empty() {
+            Self::count(&self.forward);
+        }
+        Self::count(&self.backward);
         for (layer, input) in (self.layer + 1..language.depth()).zip(inputs).rev() {
+            Error::check_wanted(self.gone)?;
             gradient = language.block_vjp(layer, input, gradient).cast(DType::F32);
         }
-        (difference, gradient.squeeze_dim(0))
+        Ok((difference, gradient.squeeze_dim(0)))
     }
 }
 

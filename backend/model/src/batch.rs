@@ -2,17 +2,24 @@
 //!
 //! A request joins with one pass over its prompt and may leave at any step. Its variants (original, reconstructed,
 //! steered) are rows of the same pass, and share everything up to the first hook point among them.
+//!
+//! What goes wrong with one request is not the others' matter. Numbers that are not finite end the text that they belong
+//! to. A panic may leave anything in the cache: every request is then computed anew from its prompt and its tokens,
+//! alone, and only the one that panics again ends.
+
+mod forward;
 
 use crate::Error;
 use crate::generate::{GenerateOptions, GeneratedToken, Generation, Picked, pick};
 use crate::hook::Hook;
-use crate::intervention::{Encoded, Intervention, PositionKind};
+use crate::intervention::Intervention;
 use crate::llama::KvCache;
-use crate::lmm::{Lmm, Prepared, SpanKind};
-use crate::weights::f32_from_tensor;
-use burn::tensor::{DType, Tensor, backend::Backend};
+use crate::lmm::{Lmm, Prepared};
+use burn::tensor::backend::Backend;
+use forward::{Newest, go_on, prefill};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// Names a text of a [`Batch`] for as long as it runs.
@@ -20,11 +27,13 @@ use std::sync::Arc;
 pub struct RowId(u64);
 
 /// What a step did to one text.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub enum Step {
     Token(GeneratedToken),
     /// The text has ended, at a stop token or at its length, and its row is gone.
     Ended(Generation),
+    /// The text cannot go on, and its row is gone: its numbers are not finite, or the model's code panicked over it.
+    Failed(Error),
 }
 
 /// Texts that are generated together.
@@ -34,31 +43,38 @@ pub struct Batch<'a, B: Backend> {
     /// One row for each text, in the same order; `None` while there are none.
     cache: Option<KvCache<B>>,
     next_id: u64,
+    /// Texts that have failed and are not yet reported.
+    failed: Vec<(RowId, Step)>,
 }
 
 struct Row<B: Backend> {
     id: RowId,
-    /// At a block of the language model; what happens in the vision tower is over when the text begins.
-    intervention: Option<Arc<Intervention<B>>>,
+    /// First row of the request it belongs to.
+    request: RowId,
+    prepared: Arc<Prepared>,
+    variant: Option<Arc<Intervention<B>>>,
     options: GenerateOptions,
     rng: ChaCha8Rng,
     /// Logits of the next token.
     logits: Vec<f32>,
     ids: Vec<u32>,
-    /// Position of the next token.
-    position: usize,
+    /// Tokens of it that the cache holds, the prompt's among them.
+    held: usize,
     generation: Generation,
+    /// Bytes of the text that its tokens have told.
+    told: usize,
     /// Tokens that may still come.
     room: usize,
 }
 
 impl<'a, B: Backend> Batch<'a, B> {
     pub fn new(lmm: &'a Lmm<B>) -> Self {
-        Self { lmm, rows: Vec::new(), cache: None, next_id: 0 }
+        Self { lmm, rows: Vec::new(), cache: None, next_id: 0, failed: Vec::new() }
     }
 
+    /// Nothing runs, and nothing is left to report.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.rows.is_empty() && self.failed.is_empty()
     }
 
     /// Texts that run.
@@ -69,7 +85,7 @@ impl<'a, B: Backend> Batch<'a, B> {
     /// Prefills the variants of one request and adds them; `None` is the model as it is. Their ids, in order.
     ///
     /// # Errors
-    /// An intervention that names a feature or a block that does not exist; numbers that are not finite.
+    /// An intervention that names a feature, a position or a block that does not exist; numbers that are not finite.
     pub fn join(
         &mut self,
         prepared: &Prepared,
@@ -81,11 +97,12 @@ impl<'a, B: Backend> Batch<'a, B> {
         }
         let limit = self.lmm.config.text_config.max_position_embeddings;
         let room = options.max_new_tokens.min(limit.saturating_sub(prepared.input_ids.len()));
-        let (logits, cache) = self.prefill(prepared, variants)?;
-        match &mut self.cache {
-            Some(held) => held.join(cache),
-            None => self.cache = Some(cache),
+        let (logits, cache) = prefill(self.lmm, prepared, variants)?;
+        for (logits, variant) in logits.iter().zip(variants) {
+            check_logits(variant.as_deref(), logits)?;
         }
+        self.hold(cache);
+        let (request, prepared) = (RowId(self.next_id), Arc::new(prepared.clone()));
         let mut ids = Vec::new();
         for (logits, variant) in logits.into_iter().zip(variants) {
             let id = RowId(self.next_id);
@@ -93,13 +110,16 @@ impl<'a, B: Backend> Batch<'a, B> {
             ids.push(id);
             self.rows.push(Row {
                 id,
-                intervention: variant.clone().filter(|variant| matches!(variant.hook, Hook::Block(_))),
+                request,
+                prepared: Arc::clone(&prepared),
+                variant: variant.clone(),
                 options: options.clone(),
                 rng: ChaCha8Rng::seed_from_u64(options.seed),
                 logits,
                 ids: Vec::new(),
-                position: prepared.input_ids.len(),
+                held: prepared.input_ids.len(),
                 generation: Generation::default(),
+                told: 0,
                 room,
             });
         }
@@ -114,126 +134,47 @@ impl<'a, B: Backend> Batch<'a, B> {
             let hook = intervention.hook;
             return Err(Error::BadInput(format!("the SAE reads {found} numbers, but {hook} puts out {expected}")));
         }
-        if let (crate::Positions::Tokens(tokens), Hook::Block(_)) = (&intervention.positions, intervention.hook) {
-            let end = prepared.input_ids.len();
-            if let Some(token) = tokens.iter().find(|&&token| token >= end) {
-                return Err(Error::BadInput(format!("position {token} does not exist: the prompt has {end} tokens")));
-            }
-        }
-        Ok(())
+        self.lmm.check_positions(prepared, intervention.hook, &intervention.positions)
     }
 
-    /// One pass over the prompt: logits of the next token of each variant, and their cache.
-    fn prefill(
-        &self,
-        prepared: &Prepared,
-        variants: &[Option<Arc<Intervention<B>>>],
-    ) -> Result<(Vec<Vec<f32>>, KvCache<B>), Error> {
-        let language = &self.lmm.net.language;
-        let depth = language.depth();
-        let mut cache = KvCache::new(depth);
-        let in_tower = variants.iter().flatten().any(|variant| matches!(variant.hook, Hook::Vision(_)));
-        let at = |variant: &Option<Arc<Intervention<B>>>| match variant.as_ref().map(|variant| variant.hook) {
-            Some(Hook::Block(block)) => Some(block),
-            _ => None,
-        };
-        let mut hooks: Vec<usize> = variants.iter().filter_map(at).collect();
-        hooks.sort_unstable();
-        hooks.dedup();
-        // One row until the variants part: in the tower, or at the first hook point, where all rows are still alike.
-        let mut alike = !in_tower;
-        let (mut x, mut done) = if in_tower {
-            cache.expand(variants.len());
-            (self.embed_variants(prepared, variants)?, 0)
-        } else {
-            let parting = hooks.first().map_or(depth, |block| block + 1);
-            let x = language.cached_forward(self.lmm.embed(prepared), &mut cache, 0..parting);
-            cache.expand(variants.len());
-            (x.repeat_dim(0, variants.len()), parting)
-        };
-        let kinds: Vec<PositionKind> = prepared.kinds().into_iter().map(PositionKind::Prompt).collect();
-        for &block in &hooks {
-            if done <= block {
-                x = language.cached_forward(x, &mut cache, done..block + 1);
-                done = block + 1;
-            }
-            let rows: Vec<Option<&Intervention<B>>> = variants.iter().map(Option::as_deref).collect();
-            x = intervene(x, block, &rows, alike, |intervention, _| intervention.selected(0, &kinds));
-            alike = false;
+    /// Adds rows at the end of the cache.
+    fn hold(&mut self, cache: KvCache<B>) {
+        match &mut self.cache {
+            Some(held) => held.join(cache),
+            None => self.cache = Some(cache),
         }
-        if done < depth {
-            x = language.cached_forward(x, &mut cache, done..depth);
-        }
-        let last = x.dims()[1] - 1;
-        Ok((self.logits(x.narrow(1, last, 1))?, cache))
     }
 
-    /// Input embeddings of each variant, the tower run once up to each hook point: `[variants, tokens, d_model]`.
-    fn embed_variants(
-        &self,
-        prepared: &Prepared,
-        variants: &[Option<Arc<Intervention<B>>>],
-    ) -> Result<Tensor<B, 3>, Error> {
-        let mut hidden_at: Option<(usize, Tensor<B, 3>)> = None;
-        let mut rows = Vec::new();
-        for variant in variants {
-            let Some((intervention, block)) = variant.as_deref().and_then(|variant| match variant.hook {
-                Hook::Vision(block) => Some((variant, block)),
-                Hook::Block(_) => None,
-            }) else {
-                rows.push(self.lmm.embed(prepared));
-                continue;
-            };
-            let hidden = match hidden_at.take() {
-                Some((held, hidden)) if held == block => hidden,
-                _ => self.lmm.vision_hidden(prepared, block)?,
-            };
-            let [tiles, positions, width] = hidden.dims();
-            let kinds = vec![PositionKind::Prompt(SpanKind::Base); tiles * positions];
-            let flat = hidden.clone().reshape([tiles * positions, width]).cast(DType::F32);
-            let changed = intervention.apply(flat, 0, &kinds).reshape([tiles, positions, width]);
-            rows.push(self.lmm.embed_from_vision(prepared, changed, block));
-            hidden_at = Some((block, hidden));
-        }
-        Ok(Tensor::cat(rows, 0))
-    }
-
-    /// `[rows, 1, d_model]` to each row's logits, in f32 and finite.
-    fn logits(&self, last: Tensor<B, 3>) -> Result<Vec<Vec<f32>>, Error> {
-        let logits = self.lmm.net.language.logits(last);
-        let vocabulary = logits.dims()[2];
-        let values = f32_from_tensor(logits);
-        Error::check_finite("the logits", &values)?;
-        Ok(values.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect())
-    }
-
-    /// One token for every text. Those that end are reported and leave.
-    ///
-    /// # Errors
-    /// A tokenizer that cannot decode; numbers that are not finite.
-    pub fn step(&mut self) -> Result<Vec<(RowId, Step)>, Error> {
-        let mut steps = Vec::new();
+    /// One token for every text. Those that end or fail are reported and leave.
+    pub fn step(&mut self) -> Vec<(RowId, Step)> {
+        let lmm = self.lmm;
+        let mut steps = std::mem::take(&mut self.failed);
         let mut going = Vec::new();
-        for (index, row) in self.rows.iter_mut().enumerate() {
-            match row.next(self.lmm)? {
-                Some(token) => steps.push((row.id, Step::Token(token))),
-                None => row.room = 0,
-            }
-            if row.room == 0 {
-                steps.push((row.id, Step::Ended(std::mem::take(&mut row.generation))));
-            } else {
-                going.push(index);
+        for (place, row) in self.rows.iter_mut().enumerate() {
+            match guarded(|| row.next(lmm)) {
+                Ok(token) => {
+                    let ended = token.is_none() || row.room == 0;
+                    steps.extend(token.map(|token| (row.id, Step::Token(token))));
+                    if ended {
+                        steps.push((row.id, guarded(|| row.end(lmm)).map_or_else(Step::Failed, Step::Ended)));
+                    } else {
+                        going.push(place);
+                    }
+                }
+                Err(error) => steps.push((row.id, Step::Failed(error))),
             }
         }
         self.keep(&going);
-        self.forward()?;
-        Ok(steps)
+        self.forward();
+        steps.append(&mut self.failed);
+        steps
     }
 
     /// Ends a text early; nothing if it has ended already.
     pub fn leave(&mut self, id: RowId) {
         let staying: Vec<usize> = (0..self.rows.len()).filter(|&row| self.rows[row].id != id).collect();
         self.keep(&staying);
+        self.failed.retain(|(failed, _)| *failed != id);
     }
 
     /// Keeps the rows at these places, which are in order.
@@ -241,54 +182,132 @@ impl<'a, B: Backend> Batch<'a, B> {
         if places.len() == self.rows.len() {
             return;
         }
-        match &mut self.cache {
-            Some(cache) if !places.is_empty() => cache.keep(places),
-            cache => *cache = None,
-        }
         let mut place = 0;
         self.rows.retain(|_| {
             place += 1;
             places.binary_search(&(place - 1)).is_ok()
         });
+        if self.rows.is_empty() {
+            self.cache = None;
+        }
+        let Some(cache) = &mut self.cache else { return };
+        let kept = guarded(|| {
+            cache.keep(places);
+            Ok(())
+        });
+        if kept.is_err() {
+            self.rebuild();
+        }
     }
 
     /// Logits after the token that each row has just got.
-    fn forward(&mut self) -> Result<(), Error> {
-        let Some(cache) = &mut self.cache else { return Ok(()) };
-        let language = &self.lmm.net.language;
-        let last: Vec<u32> = self.rows.iter().filter_map(|row| row.ids.last().copied()).collect();
-        let mut x = language.embed(self.lmm.ids(&last)).swap_dims(0, 1);
-        let mut hooks: Vec<usize> = self.rows.iter().filter_map(Row::block).collect();
-        hooks.sort_unstable();
-        hooks.dedup();
-        let positions: Vec<usize> = self.rows.iter().map(|row| row.position).collect();
-        let mut done = 0;
-        for block in hooks {
-            x = language.cached_forward(x, cache, done..block + 1);
-            done = block + 1;
-            let rows: Vec<Option<&Intervention<B>>> = self.rows.iter().map(|row| row.intervention.as_deref()).collect();
-            x = intervene(x, block, &rows, false, |intervention, row| {
-                intervention.selected(positions[row], &[PositionKind::Generated])
-            });
+    fn forward(&mut self) {
+        let Some(cache) = &mut self.cache else { return };
+        if self.rows.iter().all(Row::is_held) {
+            // They have been computed anew in the meantime.
+            return;
         }
-        if done < language.depth() {
-            x = language.cached_forward(x, cache, done..language.depth());
+        let (lmm, rows) = (self.lmm, &self.rows);
+        let logits = guarded(|| {
+            let newest: Vec<Newest<'_, B>> = rows.iter().filter_map(|row| row.newest(row.ids.len())).collect();
+            Ok(go_on(lmm, cache, &newest))
+        });
+        match logits {
+            Ok(logits) => {
+                for (row, logits) in self.rows.iter_mut().zip(logits) {
+                    row.logits = logits;
+                    row.held += 1;
+                }
+                self.let_go_of_failed();
+            }
+            Err(_) => self.rebuild(),
         }
-        let logits = self.logits(x)?;
-        for (row, logits) in self.rows.iter_mut().zip(logits) {
+    }
+
+    /// Ends the texts whose logits are no numbers.
+    fn let_go_of_failed(&mut self) {
+        let mut going = Vec::new();
+        for (place, row) in self.rows.iter().enumerate() {
+            match check_logits(row.variant.as_deref(), &row.logits) {
+                Ok(()) => going.push(place),
+                Err(error) => self.failed.push((row.id, Step::Failed(error))),
+            }
+        }
+        self.keep(&going);
+    }
+
+    /// After a panic: computes every request anew, alone. Those that cannot be computed end.
+    fn rebuild(&mut self) {
+        self.cache = None;
+        let mut left = std::mem::take(&mut self.rows);
+        while let Some(request) = left.first().map(|row| row.request) {
+            let (mut rows, others): (Vec<Row<B>>, Vec<Row<B>>) =
+                left.into_iter().partition(|row| row.request == request);
+            left = others;
+            match guarded(|| self.revive(&mut rows)) {
+                Ok(()) => self.rows.append(&mut rows),
+                Err(error) => {
+                    let reason = match error {
+                        Error::Interrupted(reason) => reason,
+                        other => other.to_string(),
+                    };
+                    let failed = |row: &Row<B>| (row.id, Step::Failed(Error::Interrupted(reason.clone())));
+                    self.failed.extend(rows.iter().map(failed));
+                }
+            }
+        }
+        self.let_go_of_failed();
+    }
+
+    /// Computes the texts of one request up to their newest token and adds them to the cache.
+    fn revive(&mut self, rows: &mut [Row<B>]) -> Result<(), Error> {
+        let Some(first) = rows.first() else { return Ok(()) };
+        let variants: Vec<Option<Arc<Intervention<B>>>> = rows.iter().map(|row| row.variant.clone()).collect();
+        let (mut logits, mut cache) = prefill(self.lmm, &first.prepared, &variants)?;
+        // Texts of one request get their tokens in the same steps.
+        for count in 1..=first.ids.len() {
+            let newest: Vec<Newest<'_, B>> = rows.iter().filter_map(|row| row.newest(count)).collect();
+            logits = go_on(self.lmm, &mut cache, &newest);
+        }
+        self.hold(cache);
+        for (row, logits) in rows.iter_mut().zip(logits) {
             row.logits = logits;
-            row.position += 1;
+            row.held = row.prepared.input_ids.len() + row.ids.len();
         }
         Ok(())
     }
 }
 
-impl<B: Backend> Row<B> {
-    fn block(&self) -> Option<usize> {
-        match self.intervention.as_ref()?.hook {
-            Hook::Block(block) => Some(block),
-            Hook::Vision(_) => None,
+/// Makes a panic an error of what panicked.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Error::from_panic(panic.as_ref())))
+}
+
+/// Fails if the logits are not finite: through what the request changes, or through the model itself.
+fn check_logits<B: Backend>(variant: Option<&Intervention<B>>, logits: &[f32]) -> Result<(), Error> {
+    let checked = Error::check_finite("the logits", logits);
+    match variant {
+        Some(variant) if !variant.edits.is_empty() => {
+            checked.map_err(|_| Error::Overflow { what: "the logits".to_string() })
         }
+        _ => checked,
+    }
+}
+
+impl<B: Backend> Row<B> {
+    /// True if the cache holds all its tokens.
+    fn is_held(&self) -> bool {
+        self.held == self.prepared.input_ids.len() + self.ids.len()
+    }
+
+    /// The `count`th generated token, counted from 1.
+    fn newest(&self, count: usize) -> Option<Newest<'_, B>> {
+        let place = count.checked_sub(1)?;
+        Some(Newest {
+            token: *self.ids.get(place)?,
+            position: self.prepared.input_ids.len() + place,
+            intervention: self.variant.as_deref().filter(|variant| matches!(variant.hook, Hook::Block(_))),
+        })
     }
 
     /// Picks the next token; `None` at a stop token or when there is no room.
@@ -302,47 +321,22 @@ impl<B: Backend> Row<B> {
         }
         self.room -= 1;
         self.ids.push(id);
-        let text = crate::generate::new_text(lmm, &self.ids, self.generation.text.len())?;
-        self.generation.text.push_str(&text);
+        let (text, told) = lmm.new_text(&self.ids, self.told, self.room == 0)?;
+        self.told = told;
         let token = GeneratedToken { id, text, logprob, alternatives };
         self.generation.tokens.push(token.clone());
         Ok(Some(token))
     }
-}
 
-/// Replaces the rows of `[rows, positions, d_model]` that have an intervention at `block`, encoding once for all that
-/// share an SAE. `alike`: all rows hold the same. `selected` says which positions of a row are changed.
-fn intervene<B: Backend>(
-    x: Tensor<B, 3>,
-    block: usize,
-    rows: &[Option<&Intervention<B>>],
-    alike: bool,
-    selected: impl Fn(&Intervention<B>, usize) -> Vec<bool>,
-) -> Tensor<B, 3> {
-    let [_, positions, d_model] = x.dims();
-    let dtype = x.dtype();
-    let mut out: Vec<Tensor<B, 3>> = (0..rows.len()).map(|row| x.clone().narrow(0, row, 1)).collect();
-    let here = rows.iter().enumerate().filter_map(|(row, found)| found.map(|found| (row, found)));
-    let mut left: Vec<(usize, &Intervention<B>)> =
-        here.filter(|(_, intervention)| intervention.hook == Hook::Block(block)).collect();
-    while let Some(&(first, of_first)) = left.first() {
-        let (group, rest): (Vec<_>, Vec<_>) =
-            left.into_iter().partition(|(_, other)| Arc::ptr_eq(&other.sae, &of_first.sae));
-        left = rest;
-        let states = if alike {
-            out[first].clone()
-        } else {
-            Tensor::cat(group.iter().map(|(row, _)| out[*row].clone()).collect(), 0)
-        };
-        let [held, _, _] = states.dims();
-        let states = states.reshape([held * positions, d_model]).cast(DType::F32);
-        let clamps = group.iter().map(|(_, intervention)| intervention.clamps()).max().unwrap_or_default();
-        let encoded = Encoded::new(&of_first.sae, states, clamps);
-        for (place, (row, intervention)) in group.into_iter().enumerate() {
-            let place = if alike { 0 } else { place };
-            let own = encoded.narrow(place * positions..(place + 1) * positions);
-            out[row] = intervention.apply_encoded(&own, &selected(intervention, row)).cast(dtype).unsqueeze();
+    /// The whole text. What no token has told, because it ended inside a character, is the last one's.
+    fn end(&mut self, lmm: &Lmm<B>) -> Result<Generation, Error> {
+        let (rest, told) = lmm.new_text(&self.ids, self.told, true)?;
+        self.told = told;
+        let mut generation = std::mem::take(&mut self.generation);
+        if let Some(last) = generation.tokens.last_mut() {
+            last.text.push_str(&rest);
         }
+        generation.text = lmm.decode(&self.ids)?;
+        Ok(generation)
     }
-    Tensor::cat(out, 0)
 }

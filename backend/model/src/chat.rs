@@ -90,7 +90,10 @@ impl ChatTemplate {
             ))
         })?;
         let rendered = python::environment().render_str(source, context);
-        rendered.map_err(|error| Error::Template(python::reason(&error)))
+        rendered.map_err(|error| match python::raised(&error) {
+            Some(message) => Error::TemplateRefused(message),
+            None => Error::Template(python::reason(&error)),
+        })
     }
 
     /// Empty if the tokenizer has none.
@@ -100,7 +103,7 @@ impl ChatTemplate {
 }
 
 /// A JSON file, or `null` if there is none.
-fn read_json(path: &Path) -> Result<Json, Error> {
+pub(crate) fn read_json(path: &Path) -> Result<Json, Error> {
     if !path.exists() {
         return Ok(Json::Null);
     }
@@ -222,19 +225,21 @@ mod python {
     #[error("{0}")]
     struct Raised(String);
 
-    /// One line: what the template raised, or what failed in which line of it.
+    /// What the template raised itself, in one line.
+    pub fn raised(error: &Error) -> Option<String> {
+        let mut causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+        causes.find_map(|cause| cause.downcast_ref::<Raised>()).map(|Raised(message)| one_line(message))
+    }
+
+    /// What failed in which line of the template, in one line.
     pub fn reason(error: &Error) -> String {
-        let one_line = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            if let Some(Raised(message)) = cause.downcast_ref() {
-                return one_line(message);
-            }
-            source = cause.source();
-        }
         let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
         let line = error.line().map(|line| format!(" (line {line} of the template)")).unwrap_or_default();
         one_line(&format!("{}{detail}{line}", error.kind()))
+    }
+
+    fn one_line(text: &str) -> String {
+        text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
     }
 
     fn raise_exception(message: String) -> Result<Value, Error> {

@@ -17,6 +17,9 @@ pub enum Error {
     ExtraTensors { path: PathBuf, names: String },
     #[error("the chat template failed: {0}")]
     Template(String),
+    /// What the template itself raised: an unknown role, turns in a wrong order.
+    #[error("the chat template failed: {0}")]
+    TemplateRefused(String),
     #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
     #[error("{0}")]
@@ -31,6 +34,12 @@ pub enum Error {
     UnknownVisionBlock { block: usize, blocks: usize },
     #[error("{what} are not finite: the checkpoint holds NaN or infinite weights, or its numbers overflow the dtype")]
     NotFinite { what: String },
+    #[error("{what} overflow with the features changed so far from what they are: give smaller values")]
+    Overflow { what: String },
+    #[error("the text cannot go on: {0}")]
+    Interrupted(String),
+    #[error("given up: nobody waits for the answer any more")]
+    Cancelled,
 }
 
 impl Error {
@@ -44,6 +53,18 @@ impl Error {
             return Ok(());
         }
         Err(Self::NotFinite { what: what.to_string() })
+    }
+
+    /// Fails if nobody waits for the answer any more.
+    pub(crate) fn check_wanted(gone: &dyn Fn() -> bool) -> Result<(), Self> {
+        if gone() { Err(Self::Cancelled) } else { Ok(()) }
+    }
+
+    /// What a caught panic said.
+    pub(crate) fn from_panic(panic: &(dyn std::any::Any + Send)) -> Self {
+        let message = panic.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
+        Self::Interrupted(message.unwrap_or("the model's code stopped unexpectedly").to_string())
     }
 
     pub(crate) fn bad_file(path: &Path, reason: impl std::fmt::Display) -> Self {

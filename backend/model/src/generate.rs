@@ -33,7 +33,8 @@ impl Default for GenerateOptions {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GeneratedToken {
     pub id: u32,
-    /// What it adds to the text; empty while a multi-byte character is incomplete.
+    /// What it adds to the text; empty while a multi-byte character is incomplete. Without the clean-up of spaces that
+    /// some tokenizers ask for.
     pub text: String,
     /// Natural log of its probability at temperature 1.
     pub logprob: f32,
@@ -44,6 +45,7 @@ pub struct GeneratedToken {
 /// A finished text.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Generation {
+    /// The decoding of all tokens.
     pub text: String,
     pub tokens: Vec<GeneratedToken>,
 }
@@ -128,9 +130,16 @@ fn together<B: Backend>(
     let ids: Vec<RowId> = batch.join(prepared, options, variants)?;
     let mut texts = vec![Generation::default(); ids.len()];
     while !batch.is_empty() {
-        for (id, step) in batch.step()? {
+        for (id, step) in batch.step() {
             let Some(row) = ids.iter().position(|known| *known == id) else { continue };
-            let Step::Token(token) = step else { continue };
+            let token = match step {
+                Step::Token(token) => token,
+                Step::Ended(generation) => {
+                    texts[row] = generation;
+                    continue;
+                }
+                Step::Failed(error) => return Err(error),
+            };
             let flow = on_token(row, &token);
             texts[row].text.push_str(&token.text);
             texts[row].tokens.push(token);
@@ -147,15 +156,6 @@ pub(crate) struct Picked {
     pub id: u32,
     pub logprob: f32,
     pub alternatives: Vec<(u32, f32)>,
-}
-
-/// The part of the decoded text that is new; empty while it ends inside a character.
-pub(crate) fn new_text<B: Backend>(lmm: &Lmm<B>, ids: &[u32], shown: usize) -> Result<String, Error> {
-    let text = lmm.tokenizer.decode(ids, true).map_err(|error| Error::Tokenizer(error.to_string()))?;
-    if text.ends_with('\u{fffd}') {
-        return Ok(String::new());
-    }
-    Ok(text.get(shown..).unwrap_or_default().to_string())
 }
 
 /// Picks a token and gives its log-probability at temperature 1.

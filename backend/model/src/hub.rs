@@ -29,10 +29,14 @@ impl HubSettings {
     /// The variables that Python's library reads: `HF_ENDPOINT`, `HF_HUB_CACHE` or `HF_HOME`, `HF_TOKEN` or the file
     /// that `hf auth login` writes, `HF_HUB_OFFLINE`.
     pub fn from_env() -> Self {
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let home = variable("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
-            std::env::home_dir().unwrap_or_else(|| PathBuf::from(".")).join(".cache").join("huggingface")
-        });
+        Self::from_variables(|name| std::env::var(name).ok(), std::env::home_dir())
+    }
+
+    /// [`Self::from_env`] with variables and a home folder of its own.
+    pub fn from_variables(get: impl Fn(&str) -> Option<String>, home: Option<PathBuf>) -> Self {
+        let variable = |name: &str| get(name).filter(|value| !value.trim().is_empty());
+        let home = variable("HF_HOME")
+            .map_or_else(|| home.unwrap_or_else(|| PathBuf::from(".")).join(".cache/huggingface"), PathBuf::from);
         let token_file = variable("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
         let token = variable("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file).ok());
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
@@ -41,7 +45,7 @@ impl HubSettings {
             endpoint: endpoint.trim().trim_end_matches('/').to_string(),
             cache: variable("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
             token: token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty()),
-            offline: ["1", "ON", "YES", "TRUE"].contains(&offline.as_str()),
+            offline: ["1", "ON", "YES", "TRUE"].contains(&offline.trim()),
         }
     }
 }
@@ -67,8 +71,8 @@ const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 /// branch, tag or commit; `main` if `None`), fetched if the cache does not have it.
 ///
 /// # Errors
-/// A path that does not exist; a model that does not exist, is gated or lacks a file; no connection and nothing in
-/// the cache.
+/// A path that does not exist; a folder with a revision; a model that does not exist, is gated or lacks a file; no
+/// connection and nothing in the cache.
 pub fn checkpoint_folder(model: &str, revision: Option<&str>) -> Result<PathBuf, Error> {
     checkpoint_folder_with(&HubSettings::from_env(), model, revision)
 }
@@ -76,6 +80,12 @@ pub fn checkpoint_folder(model: &str, revision: Option<&str>) -> Result<PathBuf,
 /// [`checkpoint_folder`] with settings of its own.
 pub fn checkpoint_folder_with(settings: &HubSettings, model: &str, revision: Option<&str>) -> Result<PathBuf, Error> {
     if let Some(folder) = local_folder(model)? {
+        if let Some(revision) = revision {
+            return Err(Error::BadInput(format!(
+                "revision {revision} of {model}, which is a folder and has none: leave the revision out, or name a \
+                 model on the hub"
+            )));
+        }
         return Ok(folder);
     }
     HubModel::new(settings, model, revision)?.folder(&lacking_of_checkpoint, &fetch_checkpoint)
@@ -117,13 +127,18 @@ fn local_folder(model: &str) -> Result<Option<PathBuf>, Error> {
     if path.is_dir() {
         return Ok(Some(path.to_path_buf()));
     }
-    let is_path = ["/", "./", "../", "~"].iter().any(|start| model.starts_with(start));
-    if is_path || model.matches('/').count() != 1 {
+    if !is_id(model) {
         return Err(Error::BadInput(format!(
             "there is no folder {model} (and it is not a model on the hub, which would be owner/name)"
         )));
     }
     Ok(None)
+}
+
+/// Whether the text has the form of a name on the hub, `owner/name`.
+pub fn is_id(text: &str) -> bool {
+    let is_path = ["/", "./", "../", "~"].iter().any(|start| text.starts_with(start));
+    !is_path && text.matches('/').count() == 1
 }
 
 /// What a checkpoint folder lacks, if anything.

@@ -8,6 +8,7 @@ use crate::anyres::{TileGrid, fitted_size};
 use crate::config::LlavaNextConfig;
 use image::{DynamicImage, RgbImage};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// `preprocessor_config.json`: only the fields that differ between checkpoints.
@@ -48,15 +49,55 @@ pub struct PixelValues {
     pub layout: Option<TileGrid>,
 }
 
+/// Pillow's number of bicubic resampling.
+const BICUBIC: u64 = 3;
+
+/// Settings that the code takes for granted: absent, or exactly this.
+fn check_fixed_settings(json: &Value, config: &LlavaNextConfig) -> Result<(), String> {
+    let refuse =
+        |key: &str, found: &Value, expected: &Value| Err(format!("{key} {found}: only {expected} is supported"));
+    for key in ["do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb"] {
+        if json[key] == false {
+            return refuse(key, &json[key], &true.into());
+        }
+    }
+    let resample = &json["resample"];
+    if !resample.is_null() && resample.as_u64() != Some(BICUBIC) {
+        return refuse("resample", resample, &BICUBIC.into());
+    }
+    // One number, or one under each of the keys `shortest_edge`, or `height` and `width`.
+    let side = Value::from(config.vision_config.image_size);
+    for key in ["size", "crop_size"] {
+        let sides = match &json[key] {
+            Value::Null => Vec::new(),
+            Value::Object(sides) => sides.values().collect(),
+            one => vec![one],
+        };
+        if sides.iter().any(|found| **found != side) {
+            return refuse(key, &json[key], &side);
+        }
+    }
+    let (pinpoints, expected) = (&json["image_grid_pinpoints"], json!(config.image_grid_pinpoints));
+    if !pinpoints.is_null() && *pinpoints != expected {
+        return refuse("image_grid_pinpoints", pinpoints, &expected);
+    }
+    Ok(())
+}
+
 impl ImageProcessor {
     /// Reads `preprocessor_config.json` in `dir`; CLIP's values if the file is absent.
-    pub fn load(dir: &Path) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that asks for what is not done here.
+    pub fn load(dir: &Path, config: &LlavaNextConfig) -> Result<Self, Error> {
         let path = dir.join("preprocessor_config.json");
         if !path.exists() {
             return Ok(Self::default());
         }
         let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
-        serde_json::from_str(&text).map_err(|error| Error::bad_file(&path, error))
+        let json: Value = serde_json::from_str(&text).map_err(|error| Error::bad_file(&path, error))?;
+        check_fixed_settings(&json, config).map_err(|reason| Error::bad_file(&path, reason))?;
+        Self::deserialize(&json).map_err(|error| Error::bad_file(&path, error))
     }
 
     /// Cuts, resizes and normalises one picture.
@@ -189,6 +230,39 @@ mod tests {
     fn resize_keeps_flat_pictures_flat() {
         let flat = RgbImage::from_pixel(37, 23, image::Rgb([12, 200, 255]));
         assert!(resize_bicubic(&flat, [64, 64]).pixels().all(|pixel| pixel.0 == [12, 200, 255]));
+    }
+
+    #[test]
+    fn what_is_not_done_here_is_refused_by_its_key() {
+        let config = crate::testing::tiny_config(300);
+        let with = |key: &str, value: Value| {
+            let mut json = json!({
+                "crop_size": { "height": 32, "width": 32 }, "do_center_crop": true, "do_convert_rgb": true,
+                "do_normalize": true, "do_pad": true, "do_rescale": true, "do_resize": true, "resample": 3,
+                "image_grid_pinpoints": [], "size": { "shortest_edge": 32 },
+            });
+            json[key] = value;
+            check_fixed_settings(&json, &config)
+        };
+        for (key, value) in [("size", json!(32)), ("size", Value::Null), ("do_pad", Value::Null), ("other", json!(1))] {
+            assert_eq!(with(key, value), Ok(()), "{key}");
+        }
+        for (key, value) in [
+            ("size", json!({ "shortest_edge": 224 })),
+            ("size", json!({ "height": 32, "width": 48 })),
+            ("crop_size", json!(224)),
+            ("resample", json!(2)),
+            ("resample", json!("nearest")),
+            ("do_resize", json!(false)),
+            ("do_center_crop", json!(false)),
+            ("do_rescale", json!(false)),
+            ("do_normalize", json!(false)),
+            ("do_convert_rgb", json!(false)),
+            ("image_grid_pinpoints", json!([[32, 64]])),
+        ] {
+            let refused = with(key, value.clone());
+            assert!(refused.as_ref().is_err_and(|reason| reason.starts_with(key)), "{key} {value}: {refused:?}");
+        }
     }
 
     #[test]

@@ -140,6 +140,20 @@ pub enum PositionKind {
 }
 
 impl Positions {
+    /// Fails if there can be no such positions at `hook`: in the vision tower there is only the picture.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] for the text's or generated positions in the tower.
+    pub fn check_at(&self, hook: Hook) -> Result<(), Error> {
+        match (self, hook) {
+            (Self::Text | Self::Generated, Hook::Vision(_)) => Err(Error::BadInput(format!(
+                "there are no {self} positions at {hook}: the tower sees the picture alone; take all, or a list such as \
+                 3,5,7"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// True if position `index` of the sequence, of this kind, is changed.
     pub fn selects(&self, index: usize, kind: PositionKind) -> bool {
         match (self, kind) {

@@ -20,7 +20,7 @@ pub(crate) fn linear<B: Backend>(layer: &Linear<B>, x: Tensor<B, 3>) -> Tensor<B
 }
 
 /// A layer norm in f32, whatever the stream's format.
-pub(crate) fn layer_norm<B: Backend>(norm: &LayerNorm<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+pub(crate) fn layer_norm<B: Backend, const D: usize>(norm: &LayerNorm<B>, x: Tensor<B, D>) -> Tensor<B, D> {
     let dtype = x.dtype();
     norm.forward(x.cast(DType::F32)).cast(dtype)
 }

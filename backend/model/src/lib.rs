@@ -20,6 +20,7 @@ pub mod chat;
 pub mod clip;
 pub mod config;
 mod cpu;
+mod decoding;
 pub mod dtype;
 pub mod error;
 pub mod generate;
@@ -29,6 +30,7 @@ pub mod hub;
 
 pub mod image_processor;
 pub mod intervention;
+mod kv_cache;
 mod layers;
 pub mod lens;
 pub mod llama;

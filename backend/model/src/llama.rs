@@ -6,6 +6,7 @@
 use crate::Error;
 use crate::config::TextConfig;
 use crate::cpu::{self, Sees};
+pub use crate::kv_cache::KvCache;
 use crate::layers::linear;
 use crate::weights::TensorIo;
 use burn::module::{AutodiffModule, Module, Param};
@@ -13,6 +14,7 @@ use burn::nn::{Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig};
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData, backend::Backend};
 use std::cell::OnceCell;
+use std::convert::Infallible;
 
 /// The decoder with its embedding and unembedding.
 #[derive(Module, Debug)]
@@ -210,134 +212,6 @@ fn grouped_attention<B: Backend>(
     mixed.swap_dims(1, 2).reshape([rows, positions, heads * head_dim])
 }
 
-/// Keys and values of one block, `[rows, kv_heads, capacity, head_dim]`: the first positions are in use.
-#[derive(Debug, Clone)]
-struct KeysValues<B: Backend> {
-    k: Tensor<B, 4>,
-    v: Tensor<B, 4>,
-}
-
-/// Positions by which a full cache grows: appending a token then writes one token.
-const CACHE_STEP: usize = 64;
-
-/// Keys and values of the tokens seen so far, of one or several sequences (*rows*) of one length. Shorter rows are padded
-/// on the left.
-#[derive(Debug, Clone)]
-pub struct KvCache<B: Backend> {
-    blocks: Vec<Option<KeysValues<B>>>,
-    positions: usize,
-    pads: Vec<usize>,
-}
-
-impl<B: Backend> KvCache<B> {
-    /// An empty cache of one row for `blocks` blocks.
-    pub fn new(blocks: usize) -> Self {
-        Self { blocks: vec![None; blocks], positions: 0, pads: vec![0] }
-    }
-
-    /// Positions held, padding included.
-    pub fn positions(&self) -> usize {
-        self.positions
-    }
-
-    /// Sequences held.
-    pub fn rows(&self) -> usize {
-        self.pads.len()
-    }
-
-    /// Tokens of each row: where its next one stands.
-    fn next_positions(&self) -> Vec<usize> {
-        let same = self.pads.windows(2).all(|pair| pair[0] == pair[1]);
-        let pads = if same { &self.pads[..1] } else { &self.pads[..] };
-        pads.iter().map(|pad| self.positions - pad).collect()
-    }
-
-    /// Makes `rows` copies of a cache of one row.
-    pub fn expand(&mut self, rows: usize) {
-        if rows == 1 {
-            return;
-        }
-        let repeat = |t: Tensor<B, 4>| t.repeat_dim(0, rows);
-        self.blocks = std::mem::take(&mut self.blocks)
-            .into_iter()
-            .map(|block| block.map(|KeysValues { k, v }| KeysValues { k: repeat(k), v: repeat(v) }))
-            .collect();
-        self.pads = vec![self.pads[0]; rows];
-    }
-
-    /// Adds the rows of another cache; the shorter of the two is padded on the left.
-    pub fn join(&mut self, other: Self) {
-        let positions = self.positions.max(other.positions);
-        let (mine, theirs) = (positions - self.positions, positions - other.positions);
-        let held = [self.positions, other.positions];
-        let pads = self.pads.iter().map(|pad| pad + mine).chain(other.pads.iter().map(|pad| pad + theirs)).collect();
-        self.blocks = std::mem::take(&mut self.blocks)
-            .into_iter()
-            .zip(other.blocks)
-            .map(|pair| {
-                let (Some(a), Some(b)) = pair else { return None };
-                let padded = |t: Tensor<B, 4>, held: usize| left_padded(t.narrow(2, 0, held), positions);
-                let both = |a, b| Tensor::cat(vec![padded(a, held[0]), padded(b, held[1])], 0);
-                Some(KeysValues { k: both(a.k, b.k), v: both(a.v, b.v) })
-            })
-            .collect();
-        (self.positions, self.pads) = (positions, pads);
-    }
-
-    /// Keeps these rows, in this order, and forgets padding that all of them have.
-    pub fn keep(&mut self, rows: &[usize]) {
-        let pads: Vec<usize> = rows.iter().map(|&row| self.pads[row]).collect();
-        let spare = pads.iter().copied().min().unwrap_or_default();
-        let positions = self.positions - spare;
-        for KeysValues { k, v } in self.blocks.iter_mut().flatten() {
-            let kept = |t: &Tensor<B, 4>| {
-                let picked: Vec<Tensor<B, 4>> = rows.iter().map(|&row| t.clone().narrow(0, row, 1)).collect();
-                Tensor::cat(picked, 0).narrow(2, spare, positions)
-            };
-            (*k, *v) = (kept(k), kept(v));
-        }
-        (self.positions, self.pads) = (positions, pads.iter().map(|pad| pad - spare).collect());
-    }
-
-    /// Appends the new positions of one block; everything it holds afterwards.
-    fn append(&mut self, block: usize, k: Tensor<B, 4>, v: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>) {
-        let (held, new) = (self.positions, k.dims()[2]);
-        let store = |buffer: Tensor<B, 4>, new_part: Tensor<B, 4>| {
-            let [rows, heads, capacity, head_dim] = buffer.dims();
-            let buffer = if held + new <= capacity {
-                buffer
-            } else {
-                let more = [rows, heads, held + new + CACHE_STEP - capacity, head_dim];
-                let room = Tensor::zeros(more, (&new_part.device(), new_part.dtype()));
-                Tensor::cat(vec![buffer, room], 2)
-            };
-            buffer.slice_assign([0..rows, 0..heads, held..held + new, 0..head_dim], new_part)
-        };
-        let KeysValues { k, v } = match self.blocks[block].take() {
-            Some(buffers) => KeysValues { k: store(buffers.k, k), v: store(buffers.v, v) },
-            None => KeysValues { k, v },
-        };
-        let whole = (k.clone().narrow(2, 0, held + new), v.clone().narrow(2, 0, held + new));
-        self.blocks[block] = Some(KeysValues { k, v });
-        whole
-    }
-
-    /// Counts positions that every block has appended.
-    fn advance(&mut self, positions: usize) {
-        self.positions += positions;
-    }
-}
-
-/// Zeros on the left of dimension 2, up to `positions`.
-fn left_padded<B: Backend>(t: Tensor<B, 4>, positions: usize) -> Tensor<B, 4> {
-    let [rows, heads, held, head_dim] = t.dims();
-    if held == positions {
-        return t;
-    }
-    let zeros = Tensor::zeros([rows, heads, positions - held, head_dim], (&t.device(), t.dtype()));
-    Tensor::cat(vec![zeros, t], 2)
-}
-
 impl TextConfig {
     pub fn init<B: Backend>(&self, device: &B::Device) -> Llama<B> {
         let small = Initializer::Normal { mean: 0.0, std: 0.02 };
@@ -421,11 +295,27 @@ impl<B: Backend> Llama<B> {
 
     /// Runs blocks `range` over whole sequences without a cache (training, extraction): `[rows, positions, d_model]`.
     pub fn blocks_forward(&self, x: Tensor<B, 3>, range: std::ops::Range<usize>) -> Tensor<B, 3> {
-        let Some(first) = self.blocks.first() else { return x };
+        match self.checked_forward(x, range, || Ok::<_, Infallible>(())) {
+            Ok(x) => x,
+            Err(never) => match never {},
+        }
+    }
+
+    /// [`Self::blocks_forward`], given up when `check` fails before a block.
+    pub fn checked_forward<E>(
+        &self,
+        x: Tensor<B, 3>,
+        range: std::ops::Range<usize>,
+        check: impl Fn() -> Result<(), E>,
+    ) -> Result<Tensor<B, 3>, E> {
+        let Some(first) = self.blocks.first() else { return Ok(x) };
         let (positions, device) = (x.dims()[1], x.device());
         let rope = Rope::new(&[0], positions, first.head_dim, self.rope_theta, x.dtype(), &device);
         let queries = Queries::new(0, positions, self.sliding_window, &[], &device);
-        self.blocks[range].iter().fold(x, |x, block| block.forward(x, &rope, &queries, |k, v| (k, v)))
+        self.blocks[range].iter().try_fold(x, |x, block| {
+            check()?;
+            Ok(block.forward(x, &rope, &queries, |k, v| (k, v)))
+        })
     }
 
     /// Runs blocks `range` over new tokens with a cache: `[rows, new positions, d_model]` in and out, before the final
@@ -439,8 +329,8 @@ impl<B: Backend> Llama<B> {
         let Some(first) = self.blocks.first() else { return x };
         let (positions, device) = (x.dims()[1], x.device());
         let rope = Rope::new(&cache.next_positions(), positions, first.head_dim, self.rope_theta, x.dtype(), &device);
-        let pads = cache.pads.clone();
-        let queries = Queries::new(cache.positions, positions, self.sliding_window, &pads, &device);
+        let pads = cache.pads().to_vec();
+        let queries = Queries::new(cache.positions(), positions, self.sliding_window, &pads, &device);
         let ends = range.end == self.blocks.len();
         let x =
             range.fold(x, |x, layer| self.blocks[layer].forward(x, &rope, &queries, |k, v| cache.append(layer, k, v)));
@@ -466,14 +356,14 @@ impl<B: Backend> Llama<B> {
         x.grad_remove(&mut gradients).unwrap_or_else(|| x.inner().zeros_like())
     }
 
-    /// Logits of the last of `[1, d_model]` stream positions and the gradient of `logits[answer] − logits[baseline]`
-    /// there.
+    /// `logits[answer] − logits[baseline]` of one stream position `[1, d_model]`, and its gradient there. From the final
+    /// norm's input on in f32: the difference of two rounded logits would be mostly rounding.
     pub fn difference_vjp(&self, last: Tensor<B, 2>, answer: usize, baseline: usize) -> (f32, Tensor<B, 2>) {
         type Tape<B> = burn::backend::Autodiff<B>;
         let norm = <RmsNorm<Tape<B>> as AutodiffModule<Tape<B>>>::from_inner(self.norm.clone()).no_grad();
-        let rows = self.unembedding_rows(&[answer, baseline]);
+        let rows = self.unembedding_rows(&[answer, baseline]).cast(DType::F32);
         let direction = rows.clone().narrow(0, 0, 1) - rows.narrow(0, 1, 1);
-        let last = Tensor::<Tape<B>, 2>::from_inner(last).require_grad();
+        let last = Tensor::<Tape<B>, 2>::from_inner(last.cast(DType::F32)).require_grad();
         let difference = (norm.forward(last.clone()) * Tensor::from_inner(direction)).sum();
         let mut gradients = difference.backward();
         let value = crate::weights::f32_from_tensor(difference.inner()).first().copied().unwrap_or(f32::NAN);

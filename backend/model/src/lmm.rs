@@ -3,15 +3,17 @@
 use crate::Error;
 use crate::chat::ChatTemplate;
 use crate::config::LlavaNextConfig;
+use crate::decoding::cleans_up_spaces;
 use crate::dtype::Dtype;
 use crate::hook::Hook;
 use crate::image_processor::{ImageProcessor, PixelValues};
+use crate::intervention::Positions;
 use crate::llava::LlavaNext;
 use crate::weights::f32_from_tensor;
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use std::ops::Range;
-use std::path::Path;
-use tokenizers::Tokenizer;
+use std::path::{Path, PathBuf};
+use tokenizers::{Encoding, Tokenizer};
 
 /// A loaded checkpoint folder.
 #[derive(Debug)]
@@ -24,6 +26,9 @@ pub struct Lmm<B: Backend> {
     pub device: B::Device,
     /// What the weights are computed in.
     pub dtype: Dtype,
+    /// `clean_up_tokenization_spaces` of the tokenizer's settings.
+    pub(crate) clean_up_spaces: bool,
+    tokenizer_file: PathBuf,
 }
 
 /// What a person gives: words, and perhaps a picture.
@@ -101,7 +106,9 @@ impl<B: Backend> Lmm<B> {
         Ok(Self {
             tokenizer,
             chat: ChatTemplate::load(dir)?,
-            processor: ImageProcessor::load(dir)?,
+            processor: ImageProcessor::load(dir, &config)?,
+            clean_up_spaces: cleans_up_spaces(dir)?,
+            tokenizer_file: path,
             config,
             net,
             device: device.clone(),
@@ -132,6 +139,7 @@ impl<B: Backend> Lmm<B> {
                 "the prompt names {found} pictures (`<image>`), but {given} was given"
             )));
         }
+        self.check_ids(&encoding)?;
         let pixels = input.image.as_ref().map(|picture| self.processor.process(&self.config, picture));
         let (input_ids, spans) = self.expand(encoding.get_ids(), pixels.as_ref());
         let limit = self.config.text_config.max_position_embeddings;
@@ -140,6 +148,19 @@ impl<B: Backend> Lmm<B> {
         }
         let side = self.config.vision_config.grid();
         Ok(Prepared { input_ids, spans, grid: pixels.is_some().then_some([side, side]), pixels, rendered })
+    }
+
+    /// Fails if the tokenizer belongs to another checkpoint: such tokens have no embedding.
+    fn check_ids(&self, encoding: &Encoding) -> Result<(), Error> {
+        let (vocabulary, image) = (self.config.text_config.vocab_size, self.config.image_token_index);
+        let mut tokens = encoding.get_ids().iter().zip(encoding.get_tokens());
+        match tokens.find(|&(&id, _)| id != image && id as usize >= vocabulary) {
+            Some((id, token)) => {
+                let reason = format!("token {token:?} has id {id}, but vocab_size in config.json is {vocabulary}");
+                Err(Error::bad_file(&self.tokenizer_file, reason))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Repeats the image token once per picture position and names every position's kind.
@@ -228,10 +249,27 @@ impl<B: Backend> Lmm<B> {
     /// # Errors
     /// A hook point that does not exist, or one in the tower without a picture; numbers that are not finite.
     pub fn hidden_at(&self, prepared: &Prepared, hook: impl Into<Hook>) -> Result<Tensor<B, 2>, Error> {
+        self.hidden_unless(prepared, hook, &|| false)
+    }
+
+    /// [`Self::hidden_at`], given up between two blocks of the language model when `gone` says that nobody waits.
+    ///
+    /// # Errors
+    /// Those of [`Self::hidden_at`]; [`Error::Cancelled`].
+    pub fn hidden_unless(
+        &self,
+        prepared: &Prepared,
+        hook: impl Into<Hook>,
+        gone: &dyn Fn() -> bool,
+    ) -> Result<Tensor<B, 2>, Error> {
         let hook = hook.into();
         self.check_hook(hook)?;
         let hidden = match hook {
-            Hook::Block(block) => self.net.language.blocks_forward(self.embed(prepared), 0..block + 1).squeeze_dim(0),
+            Hook::Block(block) => {
+                let embedded = self.embed(prepared);
+                let check = || Error::check_wanted(gone);
+                self.net.language.checked_forward(embedded, 0..block + 1, check)?.squeeze_dim(0)
+            }
             Hook::Vision(block) => {
                 let hidden = self.vision_hidden(prepared, block)?;
                 let [tiles, positions, width] = hidden.dims();
@@ -272,6 +310,31 @@ impl<B: Backend> Lmm<B> {
                 "the language model reads the vision tower before block {block}: a change there reaches no answer"
             ))),
             _ => Ok(()),
+        }
+    }
+
+    /// Fails if one of the positions does not exist at `hook`.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] with the positions that there are.
+    pub fn check_positions(&self, prepared: &Prepared, hook: Hook, positions: &Positions) -> Result<(), Error> {
+        positions.check_at(hook)?;
+        let Positions::Tokens(named) = positions else { return Ok(()) };
+        let (end, what) = match (hook, &prepared.pixels) {
+            (Hook::Vision(_), Some(pixels)) => {
+                let vision = &self.net.vision;
+                let each = self.config.vision_config.grid().pow(2) + usize::from(vision.has_class_token());
+                (pixels.tiles * each, format!("the tower sees {} tiles of {each} positions", pixels.tiles))
+            }
+            (Hook::Vision(_), None) => (0, "the tower sees no picture".to_string()),
+            (Hook::Block(_), _) => {
+                let tokens = prepared.input_ids.len();
+                (tokens, format!("the prompt has {tokens} tokens"))
+            }
+        };
+        match named.iter().find(|&&position| position >= end) {
+            Some(position) => Err(Error::BadInput(format!("there is no position {position}: {what}, counted from 0"))),
+            None => Ok(()),
         }
     }
 

@@ -6,6 +6,7 @@
 //! The 8B model does not use it: its `vision_config` has no `stem`.
 
 use crate::Error;
+use crate::layers::layer_norm;
 use crate::weights::TensorIo;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -65,7 +66,7 @@ struct ConvBlock<B: Backend> {
 
 /// Normalises over channels of `[batch, channels, height, width]`, returning `[batch, height, width, channels]`.
 fn channels_last_norm<B: Backend>(norm: &LayerNorm<B>, x: Tensor<B, 4>) -> Tensor<B, 4> {
-    norm.forward(x.permute([0, 2, 3, 1]))
+    layer_norm(norm, x.permute([0, 2, 3, 1]))
 }
 
 impl<B: Backend> ConvBlock<B> {

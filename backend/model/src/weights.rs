@@ -92,6 +92,40 @@ pub fn checkpoint_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
+/// The first tensor of a checkpoint folder that holds NaN or infinity, with its file. Reads everything: only for saying
+/// why numbers are not finite.
+///
+/// # Errors
+/// Files that cannot be read.
+pub fn first_not_finite(dir: &Path) -> Result<Option<(PathBuf, String)>, Error> {
+    let checkpoint = Checkpoint::open(dir)?;
+    for (key, (shard, name)) in &checkpoint.keys {
+        let finite = checkpoint.with_view(key, |view| Some(is_finite(view)))?;
+        checkpoint.release(key);
+        if !finite {
+            return Ok(Some((checkpoint.shards[*shard].0.clone(), name.clone())));
+        }
+    }
+    Ok(None)
+}
+
+/// True if no value has an exponent of ones alone; of other dtypes than floats always.
+fn is_finite(view: &TensorView<'_>) -> bool {
+    let halves = |exponent: u16| {
+        let mut values = view.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        values.all(|value| value & exponent != exponent)
+    };
+    match view.dtype() {
+        Dtype::F32 => {
+            let mut values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            values.all(f32::is_finite)
+        }
+        Dtype::F16 => halves(0x7c00),
+        Dtype::BF16 => halves(0x7f80),
+        _ => true,
+    }
+}
+
 impl Checkpoint {
     /// Opens the files of [`checkpoint_files`].
     pub fn open(dir: &Path) -> Result<Self, Error> {

@@ -343,7 +343,47 @@ fn folders_are_not_asked_of_the_hub() {
         let error = error_of(checkpoint_folder_with(&settings, absent, None));
         assert!(error.contains(&format!("there is no folder {absent}")), "{error}");
     }
+    let error = error_of(checkpoint_folder_with(&settings, folder, Some("main")));
+    assert!(error.contains("revision main") && error.contains("leave the revision out"), "{error}");
     assert_eq!(server.requests(), [""; 0]);
+}
+
+#[test]
+fn settings_are_those_of_pythons_library() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().to_path_buf();
+    let read = |variables: &[(&str, &str)]| {
+        let get = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string());
+        HubSettings::from_variables(get, Some(home.clone()))
+    };
+    let standard = home.join(".cache/huggingface");
+    let expected = HubSettings {
+        endpoint: "https://huggingface.co".into(),
+        cache: standard.join("hub"),
+        token: None,
+        offline: false,
+    };
+    assert_eq!(read(&[]), expected);
+    // Empty is as good as absent.
+    assert_eq!(read(&[("HF_HOME", ""), ("HF_TOKEN", " "), ("HF_HUB_OFFLINE", ""), ("HF_ENDPOINT", "")]), expected);
+    assert_eq!(HubSettings::from_variables(|_| None, None).cache, Path::new("./.cache/huggingface/hub"));
+
+    assert_eq!(read(&[("HF_HOME", "/data/hf")]).cache, Path::new("/data/hf/hub"));
+    assert_eq!(read(&[("HF_HOME", "/data/hf"), ("HF_HUB_CACHE", "/data/hub")]).cache, Path::new("/data/hub"));
+    assert_eq!(read(&[("HF_ENDPOINT", "https://mirror.example/ ")]).endpoint, "https://mirror.example");
+    for (value, offline) in [("1", true), ("true", true), ("Yes", true), ("ON", true), ("0", false), ("off", false)] {
+        assert_eq!(read(&[("HF_HUB_OFFLINE", value)]).offline, offline, "{value}");
+    }
+
+    // `hf auth login` leaves a file.
+    std::fs::create_dir_all(&standard).unwrap();
+    std::fs::write(standard.join("token"), "hf_of_the_file\n").unwrap();
+    std::fs::write(home.join("elsewhere"), "hf_elsewhere").unwrap();
+    let elsewhere = home.join("elsewhere").to_str().unwrap().to_string();
+    let token = |variables: &[(&str, &str)]| read(variables).token.unwrap_or_default();
+    assert_eq!(token(&[]), "hf_of_the_file");
+    assert_eq!(token(&[("HF_TOKEN_PATH", elsewhere.as_str())]), "hf_elsewhere");
+    assert_eq!(token(&[("HF_TOKEN", " hf_given\n"), ("HF_TOKEN_PATH", elsewhere.as_str())]), "hf_given");
 }
 
 #[test]

@@ -363,3 +363,64 @@ fn steering_changes_the_text() {
         })
     }));
 }
+
+/// Rewrites all tensors of a checkpoint in f32.
+fn widen(dir: &Path, change: impl Fn(&str, &mut [f32])) {
+    use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+    let path = dir.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = file
+        .iter()
+        .map(|(name, view)| {
+            let halves = view.data().chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32());
+            let mut values: Vec<f32> = halves.collect();
+            change(name, &mut values);
+            (name.to_string(), view.shape().to_vec(), values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        })
+        .collect();
+    let views =
+        tensors.iter().map(|(name, shape, data)| (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+    std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn weights_in_f32_load_in_every_format() {
+    use model::Dtype;
+    let tiny = tiny();
+    let folder = tiny.dir.path().join("model");
+    let hidden = |dtype| {
+        let lmm = Lmm::<B>::load_as(&folder, &Default::default(), dtype).unwrap();
+        let prepared = lmm.prepare(&question("What is this?", Some(picture(32, 32)))).unwrap();
+        f32_from_tensor(lmm.hidden_at(&prepared, 1).unwrap())
+    };
+    let formats = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+    let from_halves = formats.map(hidden);
+    widen(&folder, |_, _| ());
+    // The same numbers, stored in more bytes.
+    for (dtype, expected) in formats.into_iter().zip(from_halves) {
+        close(&hidden(dtype), &expected, 0.0);
+    }
+}
+
+#[test]
+fn a_tensor_that_is_not_finite_is_found() {
+    let tiny = tiny();
+    let folder = tiny.dir.path().join("model");
+    let found = || model::weights::first_not_finite(&folder).unwrap();
+    assert_eq!(found(), None);
+    rewrite(&folder, |tensors| {
+        let newline = tensors.iter_mut().find(|(name, _, _)| name == "image_newline").unwrap();
+        newline.2[2..4].copy_from_slice(&half::f16::NEG_INFINITY.to_le_bytes());
+    });
+    let file = folder.join("model.safetensors");
+    assert_eq!(found(), Some((file.clone(), "image_newline".to_string())));
+    widen(&folder, |name, values| {
+        if name.ends_with("layers.1.mlp.up_proj.weight") {
+            values[7] = f32::NAN;
+        } else {
+            values.iter_mut().for_each(|value| *value = if value.is_finite() { *value } else { 0.0 });
+        }
+    });
+    assert_eq!(found(), Some((file, "language_model.model.layers.1.mlp.up_proj.weight".to_string())));
+}

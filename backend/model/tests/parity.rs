@@ -21,13 +21,10 @@ use std::sync::Arc;
 
 /// `‖ours − theirs‖ / ‖theirs‖` of a stage that starts from the same pixel values or ids.
 const STAGE_ERROR: f64 = 1e-4;
-/// Of the hidden states that start from the picture's file: a resampled level may differ by one.
+/// Of the hidden states that start from the picture's file.
 const FILE_ERROR: f64 = 5e-3;
-/// How far any level may be from Pillow's. The files are decoded to the same levels, JPEGs too (the same decoder); what
-/// may differ is how resampling rounds.
-const LEVEL_ERROR: f32 = 1.0;
-/// Of the mean of all levels.
-const MEAN_LEVEL_ERROR: f64 = 0.02;
+/// Of the mean of all levels: `serde_json` may read the last digit of the script's number differently.
+const MEAN_LEVEL_ERROR: f64 = 1e-9;
 const SAE_ERROR: f64 = 1e-5;
 const ATTRIBUTION_ERROR: f64 = 1e-3;
 
@@ -64,22 +61,17 @@ fn pixels_are_pillows() {
         let expected = levels(case.stem());
         let found = levels_from_values(&pixels.values, pixels.side);
         assert_eq!(found.len(), expected.as_raw().len(), "{name}: number of levels");
-        let (mut largest, mut different, mut sum) = (0f32, 0usize, 0f64);
+        let mut sum = 0f64;
         for (i, (found, &expected)) in found.iter().zip(expected.as_raw()).enumerate() {
-            let (level, difference) = (found.round(), (found.round() - f32::from(expected)).abs());
+            let level = found.round();
             assert!((found - level).abs() <= 0.01, "{name}: value {i} is between levels: {found}");
-            assert!(difference <= LEVEL_ERROR, "{name}: value {i} is {level}, Pillow's is {expected}");
-            largest = largest.max(difference);
-            different += usize::from(difference > 0.0);
+            // Files are decoded and resampled in the same arithmetic: nothing may differ.
+            assert_eq!(level, f32::from(expected), "{name}: value {i}");
             sum += f64::from(level);
         }
-        let count = found.len() as f64;
-        let mean_difference = (sum / count - case.mean_level).abs();
-        eprintln!(
-            "pixels of {name}: {different} of {count} levels differ, largest {largest}; mean differs by \
-             {mean_difference:.4} (allowed {LEVEL_ERROR}, {MEAN_LEVEL_ERROR})"
-        );
+        let mean_difference = (sum / found.len() as f64 - case.mean_level).abs();
         assert!(mean_difference <= MEAN_LEVEL_ERROR, "{name}: mean level differs by {mean_difference}");
+        eprintln!("pixels of {name}: all {} levels equal, and their mean", found.len());
     }
 }
 
@@ -198,12 +190,9 @@ fn half_formats_stay_close() {
     }
 }
 
-/// Ids must be equal; texts too, unless they hold broken characters, which streaming may cut differently.
 fn compare_answer(case: &str, found: &Generation, expected: &[u32], text: Option<&String>) {
     assert_eq!(ids(found), expected, "{case}: greedy tokens");
-    if let Some(text) = text.filter(|text| !text.contains('\u{fffd}')) {
-        assert_eq!(&found.text, text, "{case}: text");
-    }
+    assert_eq!(Some(&found.text), text, "{case}: text");
 }
 
 #[test]
@@ -370,7 +359,9 @@ fn attribution_is_the_gradient_of_the_reference() {
         let correlation = found.correlation.unwrap();
         assert!(correlation >= 0.99, "{what}: correlation {correlation}");
 
-        // The reference needs two forward passes and one backward pass for each latent.
+        // The reference needs two forward passes and one backward pass for each latent; here the blocks run forward for
+        // the logits, for the model as it is, and once more on the way back.
+        assert_eq!((found.forward_passes, found.backward_passes), (3, 1), "{what}");
         let (passes, reference) = (found.forward_passes + found.backward_passes, 3 * sae.latents());
         let ratio = reference / passes;
         eprintln!("{what}: correlation {correlation:.4}; {passes} passes, the reference {reference}: {ratio} to 1");

@@ -129,6 +129,26 @@ fn every_format_gives_what_its_library_gives() {
     }
 }
 
+#[test]
+fn rows_are_those_of_the_loaded_sae() {
+    for (name, _) in CASES {
+        let (file, sae) = (SaeFile::open(&fixtures().join(name)).unwrap(), load(&fixtures().join(name)).unwrap());
+        let (latents, d) = (file.latents(), file.d_in());
+        let encoder = f32_from_tensor(sae.encoder.clone().transpose());
+        let w_dec = f32_from_tensor(sae.w_dec.clone());
+        let mut rows = vec![9.0];
+        for latents in [0..latents, 3..4, latents - 5..latents] {
+            let values = latents.start * d..latents.end * d;
+            file.encoder_rows(latents.clone(), &mut rows);
+            assert_eq!(rows, encoder[values.clone()], "encoder rows {latents:?} of {name}");
+            file.decoder_rows(latents.clone(), &mut rows);
+            assert_eq!(rows, w_dec[values], "decoder rows {latents:?} of {name}");
+        }
+        let biases = (f32_from_tensor(sae.encoder_bias.clone()), f32_from_tensor(sae.b_dec.clone()));
+        assert_eq!(file.biases(), biases, "{name}");
+    }
+}
+
 /// A TopK SAE in the reference layout.
 struct Written {
     folder: TempDir,

@@ -85,7 +85,7 @@ fn requests_that_join_and_leave_at_any_time_do_not_disturb_each_other() {
     let mut ended: HashMap<RowId, Generation> = HashMap::new();
     let mut turns = |batch: &mut Batch<'_, B>, turns: usize| {
         for _ in 0..turns {
-            for (id, step) in batch.step().unwrap() {
+            for (id, step) in batch.step() {
                 if let Step::Ended(generation) = step {
                     ended.insert(id, generation);
                 }
@@ -229,6 +229,28 @@ fn steering_the_vision_tower_reaches_the_answer_through_the_projector() {
     assert!(tiny.lmm.hidden_at(&asked(&tiny, "Why?", false), hook).is_err(), "no picture, no vision tower");
 }
 
+#[test]
+fn positions_in_the_tower_are_those_of_its_tiles() {
+    let tiny = tiny();
+    let prepared = asked(&tiny, "What is this?", true);
+    let (hook, sae) = (Hook::Vision(0), vision_sae());
+    let with = |positions| {
+        let edits = vec![edit(3, EditOp::Add(300.0))];
+        let intervention = Intervention { hook, sae: sae.clone(), edits, positions, keep_error: true };
+        generate(&tiny.lmm, &prepared, &options(2), Some(&intervention), &mut |_| ControlFlow::Continue(()))
+    };
+    // 16 patches, no class token, one tile; the prompt has more tokens than that.
+    assert!(prepared.input_ids.len() > 17);
+    assert!(with(Positions::Tokens(vec![0, 15])).is_ok());
+    let error = with(Positions::Tokens(vec![16])).unwrap_err().to_string();
+    assert!(error.contains("no position 16") && error.contains("1 tiles of 16"), "{error}");
+    for nowhere in [Positions::Text, Positions::Generated] {
+        let error = with(nowhere.clone()).unwrap_err().to_string();
+        assert!(error.contains(&format!("no {nowhere} positions at vision.0")), "{error}");
+    }
+    same_text(&with(Positions::All).unwrap(), &with(Positions::Image).unwrap());
+}
+
 fn vision_row(intervention: &Intervention<B>, feature: usize) -> Tensor<B, 2> {
     intervention.sae.w_dec.clone().narrow(0, feature, 1)
 }
@@ -251,7 +273,10 @@ fn attribution_is_the_directional_derivative_of_the_logit_difference() {
     let tiny = tiny();
     let prepared = asked(&tiny, "What is this?", true);
     let found = attribute(&tiny.lmm, &prepared, &tiny.sae, &what_to_attribute(0, false)).unwrap();
-    assert_eq!((found.forward_passes, found.backward_passes), (1, 1));
+    // Δ, the blocks once more on the way back, and the model as it is.
+    assert_eq!((found.forward_passes, found.backward_passes), (3, 1));
+    let whole = attribute(&tiny.lmm, &prepared, &tiny.sae, &what_to_attribute(0, true)).unwrap();
+    assert_eq!((whole.forward_passes, whole.backward_passes), (2, 1), "the stream is that of the model as it is");
     let z = tiny.sae.encode(tiny.lmm.hidden_at(&prepared, 1).unwrap());
     let stream = tiny.sae.decode(&z);
     assert!((found.logit_difference - difference(&tiny, stream.clone())).abs() < 1e-5);

@@ -3,6 +3,7 @@
 
 use clap::Parser;
 use pipeline::pocket::{PocketArgs, run};
+use pipeline::quantize::{BROWSER_FOLDER, read_manifest};
 use std::path::{Path, PathBuf};
 use store::files::{names, read_examples, read_features, read_pictures, read_samples, read_source};
 
@@ -48,6 +49,12 @@ fn all_stages_run_and_resume() {
     }
     let samples = read_samples(&out.join(names::SAMPLES)).unwrap();
     assert!(samples.iter().all(|row| row.top_acts.len() == (row.grid[0] * row.grid[1] * row.k) as usize));
+    let manifest = read_manifest(&out.join("sae").join(&source.hook_point).join(BROWSER_FOLDER)).unwrap();
+    let half = manifest.tiers[0].agreement.as_ref().unwrap();
+    // The checkpoint holds half floats, so that nothing is lost.
+    assert_eq!((half.overlap_min, half.value_error), (1.0, 0.0), "{half:?}");
+    let tokens = samples.iter().map(|row| row.grid[0] * row.grid[1]).sum::<u32>();
+    assert_eq!((manifest.tiers.len(), half.tokens), (3, tokens));
     let report = std::fs::read_to_string(dir.path().join("pocket.md")).unwrap();
     assert!(report.contains("## The SAE") && report.contains("## Steering"));
 

@@ -69,7 +69,8 @@ pub struct EngineArgs {
     #[arg(long, env = "LMM_SCOPE_NAME")]
     pub name: Option<String>,
 
-    /// Folder of the SAE: {hook point}/cfg.json and sae.safetensors, or the hook point's folder itself.
+    /// Folder of the SAE: {hook point}/cfg.json and sae.safetensors, or the hook point's folder itself; or the id of a
+    /// repository on the Hugging Face Hub that holds it.
     #[arg(long, env = "LMM_SCOPE_SAE")]
     pub sae: PathBuf,
 
@@ -96,13 +97,21 @@ impl EngineArgs {
     /// When there is no such model or SAE.
     pub fn spec(&self) -> anyhow::Result<EngineSpec> {
         let model = model::hub::checkpoint_folder(&self.model, self.revision.as_deref())?;
-        let (sae, hook) = sae_folder(&self.sae, self.hook)?;
+        let (sae, hook) = sae_folder(&self.sae_on_this_machine()?, self.hook)?;
         let given = Path::new(&self.model);
         let folder_name = given.is_dir().then(|| given.canonicalize().ok()).flatten();
         let folder_name = folder_name.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
         let name = self.name.clone().or(folder_name).unwrap_or_else(|| self.model.clone());
         let ComputeArgs { device, dtype } = self.compute;
         Ok(EngineSpec { model, sae, hook, name, device, dtype })
+    }
+
+    /// The folder that `sae` names, fetched if it is one of the hub.
+    fn sae_on_this_machine(&self) -> Result<PathBuf, model::Error> {
+        match self.sae.to_str().filter(|id| !self.sae.exists() && model::hub::is_id(id)) {
+            Some(id) => model::hub::sae_folder(id, None, self.hook.map(|hook| hook.to_string()).as_deref()),
+            None => Ok(self.sae.clone()),
+        }
     }
 }
 

@@ -13,12 +13,15 @@ mod steering;
 
 use crate::picture::HeldPicture;
 use actor::{Job, Ticket, work};
-use api::{AttributeRequest, AttributeResult, EngineInfo, Provenance, SteerEvent, SteerRequest, TokenSpan};
+use api::{
+    AttributeRequest, AttributeResult, EngineInfo, ExtractDtype, Provenance, SteerEvent, SteerRequest, TokenSpan,
+};
 use burn::tensor::backend::Backend;
+use half::f16;
 use loaded::LoadedModel;
 use model::{hook::Hook, lens::Lens};
 pub use runner::Runner;
-pub use spec::{Device, EngineSpec, Fit, sae_folder};
+pub use spec::{Device, EngineSpec, Fit, reads_another_hook, sae_folder};
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -72,6 +75,8 @@ pub struct ExtractInput {
     pub hook: Option<Hook>,
     /// Tokens per position that the lenses name; 0: no lenses.
     pub lens: usize,
+    /// Also the thresholds of the hidden states as they are in this format.
+    pub threshold: Option<ExtractDtype>,
 }
 
 /// Hidden states at the hook point.
@@ -87,9 +92,17 @@ pub struct Hidden {
     pub grid: [usize; 2],
     /// If they were asked for.
     pub lenses: Option<Lenses>,
+    /// `[tokens]`, if they were asked for: the SAE's k-th largest activation, 0 where fewer are positive.
+    pub thresholds: Option<Vec<f32>>,
     pub provenance: Provenance,
     /// Time in the model, without the wait.
     pub took: Duration,
+}
+
+/// A value of a hidden state as it is sent: a few channels of the residual stream are massive, and a half float ends at
+/// 65,504.
+pub(crate) fn half_float(value: f32) -> f16 {
+    f16::from_f32(value.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
 }
 
 /// Tokens that positions are near to.
@@ -211,7 +224,7 @@ impl Engine {
         self.running.load(Ordering::Relaxed)
     }
 
-    /// Hidden states of a picture and a prompt. Dropping the future cancels the job while it waits.
+    /// Hidden states of a picture and a prompt. Dropping the future cancels the job while it waits, or at the next block.
     ///
     /// # Errors
     /// [`EngineError::Busy`] when the queue is full; the model's own errors.
@@ -219,7 +232,8 @@ impl Engine {
         self.ask(|reply| Job::Extract { input, reply }).await
     }
 
-    /// Effects of features on the difference of two answers. Dropping the future cancels the job while it waits.
+    /// Effects of features on the difference of two answers. Dropping the future cancels the job while it waits, or at the
+    /// next block.
     ///
     /// # Errors
     /// [`EngineError::Busy`] when the queue is full; the model's own errors.

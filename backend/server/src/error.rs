@@ -51,6 +51,11 @@ impl AppError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::UploadTooLarge, "Upload too large", detail)
     }
 
+    pub fn too_many_hidden_states(limit: usize) -> Self {
+        let detail = format!("The body is larger than {} MiB. Send fewer tokens, as half floats.", limit >> 20);
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::UploadTooLarge, "Too many hidden states", detail)
+    }
+
     pub fn prompt_too_long(detail: impl Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, ErrorCode::PromptTooLong, "Prompt too long", detail)
     }
@@ -169,6 +174,8 @@ impl From<EngineError> for AppError {
             EngineError::Model(error @ model::Error::PromptTooLong { .. }) => Self::prompt_too_long(error),
             EngineError::Model(
                 error @ (model::Error::BadInput(_)
+                | model::Error::Overflow { .. }
+                | model::Error::TemplateRefused(_)
                 | model::Error::UnknownFeature { .. }
                 | model::Error::UnknownLayer { .. }
                 | model::Error::UnknownVisionBlock { .. }),

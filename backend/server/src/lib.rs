@@ -7,10 +7,12 @@ pub mod assets;
 pub mod catalogue;
 pub mod cli;
 pub mod config;
+pub mod encoder;
 pub mod engine;
 pub mod error;
 mod extractors;
 mod handlers;
+mod hidden;
 pub mod openapi;
 pub mod picture;
 mod revision;
@@ -22,6 +24,7 @@ pub mod weights;
 
 use axum::extract::FromRef;
 use catalogue::Catalogue;
+use encoder::Encoder;
 use engine::Runner;
 use frontend::app::SiteAssets;
 use std::sync::Arc;
@@ -33,6 +36,7 @@ pub struct AppState {
     pub catalogue: Catalogue,
     pub engine: Runner,
     pub weights: Arc<Weights>,
+    pub encoder: Arc<Encoder>,
     pub site: SiteAssets,
 }
 

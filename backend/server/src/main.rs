@@ -82,15 +82,20 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), String
     done.map_err(|error| format!("{error:#}"))
 }
 
-/// Prints help, version, or what is wrong with the flags. A value that is wrong is one line like any bad input; for
-/// flags that are missing or unknown, clap shows the usage too.
+/// Prints help, version, or in one line what is wrong with the flags.
 fn answer_of_clap(error: &clap::Error) -> ExitCode {
-    if error.kind() != ErrorKind::ValueValidation {
+    use ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion, ValueValidation};
+    if let DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand = error.kind() {
         error.exit();
     }
     let rendered = error.render().to_string();
-    let message = rendered.split("\n\n").next().unwrap_or_default();
-    eprintln!("{}", one_line(message));
+    // What follows the first paragraph is the usage.
+    let message = one_line(rendered.split("\n\n").next().unwrap_or_default());
+    if error.kind() == ValueValidation {
+        eprintln!("{message}");
+    } else {
+        eprintln!("{message}; see --help");
+    }
     ExitCode::from(BAD_INPUT)
 }
 

@@ -1,6 +1,6 @@
 //! The OpenAPI document, collected from the handlers.
 
-use crate::handlers::{attribute, engine, extract, features, health, pictures, sources, steer, weights};
+use crate::handlers::{attribute, encode, engine, extract, features, health, pictures, sources, steer, weights};
 use axum::Json;
 use std::collections::BTreeSet;
 use utoipa::OpenApi;
@@ -30,6 +30,7 @@ use utoipa::OpenApi;
         engine::engine,
         extract::extract,
         extract::extract_here,
+        encode::encode,
         steer::steer,
         steer::steer_here,
         attribute::attribute,

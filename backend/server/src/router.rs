@@ -3,7 +3,7 @@
 use crate::{
     AppState, EngineState,
     error::{AppError, REQUEST_ID, finish_problems, panic_response},
-    handlers::{attribute, engine, extract, features, health, pictures, sources, steer, weights},
+    handlers::{attribute, encode, engine, extract, features, health, pictures, sources, steer, weights},
     openapi, ssr, static_files,
 };
 use axum::{
@@ -49,6 +49,11 @@ pub fn documented_routes() -> Vec<Route<AppState>> {
         ("/api/v1/{model}/{source}/random", "get", get(features::random_feature)),
         ("/api/v1/{model}/{source}/weights/{file}", "get", get(weights::weights)),
         ("/api/v1/{model}/{source}/extract", "post", post(extract::extract).layer(form())),
+        (
+            "/api/v1/{model}/{source}/encode",
+            "post",
+            post(encode::encode).layer(DefaultBodyLimit::max(encode::MAX_HIDDEN)),
+        ),
         ("/api/v1/{model}/{source}/steer", "post", post(steer::steer).layer(json())),
         ("/api/v1/{model}/{source}/attribute", "post", post(attribute::attribute).layer(json())),
     ];

@@ -6,17 +6,20 @@ use crate::{
     assets::site_assets,
     catalogue::Catalogue,
     config::{ComputeArgs, EngineArgs, EngineChoice, ServeArgs},
+    encoder::Encoder,
     engine::{Engine, EngineError, EngineSpec, Fit, Runner, remote::RemoteEngines},
     router::{engine_router, router},
     weights::Weights,
 };
 use anyhow::Context;
 use frontend::api::SourceKey;
+use pipeline::quantize::{self, QuantizeError};
 use std::{
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use store::{Import, Store, files::names};
 use tokio::net::TcpListener;
@@ -105,15 +108,18 @@ pub async fn app(args: &ServeArgs) -> anyhow::Result<(axum::Router, Store)> {
     let store = Store::open(&args.database_url()?).await?;
     // The model loads while the features are imported.
     let engine = start_runner(args, source);
-    let weights_key = key.clone();
-    let weights = tokio::task::spawn_blocking(move || Weights::open(weights_key, &sae_folder));
-    let (engine, imported, weights) = tokio::join!(engine, store.import_artifacts(folder), weights);
+    let sae_key = key.clone();
+    let sae = tokio::task::spawn_blocking(move || open_sae(sae_key, &sae_folder));
+    let (engine, imported, sae) = tokio::join!(engine, store.import_artifacts(folder), sae);
     log_import(&imported?);
     let site = args.site_folder();
+    let engine = engine?;
+    let (weights, encoder) = sae??;
     let state = AppState {
         catalogue: Catalogue::new(store.clone(), key),
-        engine: engine?,
-        weights: Arc::new(weights??),
+        engine,
+        weights: Arc::new(weights),
+        encoder: Arc::new(encoder),
         site: site_assets(&site)?,
     };
     frontend::render::init();
@@ -138,6 +144,28 @@ async fn start_runner(args: &ServeArgs, source: api::Source) -> Result<Runner, E
             Ok(RemoteEngines::connect(urls, Fit { source, sae_revision }).await?.into())
         }
     }
+}
+
+/// What is served of the SAE: its files, with the shards that browsers fetch, and the encoder for visitors who cannot
+/// hold them. Blocking work.
+fn open_sae(source: SourceKey, folder: &Path) -> anyhow::Result<(Weights, Encoder)> {
+    let cache = dirs::cache_dir().map(|cache| cache.join("lmm-scope").join("shards"));
+    let started = Instant::now();
+    let shards = match quantize::ensure(folder, cache.as_deref()) {
+        Ok(shards) => {
+            let (folder, files) = (shards.folder.display(), shards.manifest.files().count());
+            let did = if shards.made { "shards for browsers written" } else { "shards for browsers found" };
+            tracing::info!(%folder, files, took_ms = started.elapsed().as_millis() as u64, "{did}");
+            Some(shards)
+        }
+        // The SAE itself is damaged.
+        Err(error @ QuantizeError::Model(_)) => return Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, "no shards for browsers; visitors' hidden states are encoded here");
+            None
+        }
+    };
+    Ok((Weights::open(source, folder, shards.as_ref())?, Encoder::open(folder)?))
 }
 
 fn log_import(import: &Import) {

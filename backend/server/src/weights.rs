@@ -1,6 +1,7 @@
 //! The SAE's files, as the visitor's GPU wants them: resumable, and never fetched twice.
 
 use crate::error::AppError;
+use api::shards::MANIFEST;
 use axum::{
     body::Body,
     extract::Request,
@@ -8,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use frontend::api::SourceKey;
+use pipeline::quantize::Shards;
 use sha2::{Digest, Sha256};
 use std::{
     fs::File,
@@ -17,8 +19,11 @@ use std::{
 use tower::ServiceExt;
 use tower_http::services::ServeFile;
 
-/// Files of a hook point that are served.
-const FILES: [(&str, &str); 2] = [("sae.safetensors", "application/octet-stream"), ("cfg.json", "application/json")];
+/// The checkpoint, and its settings.
+const CHECKPOINT: &str = "sae.safetensors";
+const SETTINGS: &str = "cfg.json";
+const OCTETS: &str = "application/octet-stream";
+const JSON: &str = "application/json";
 /// A version in the address is at least this many digits of the file's SHA-256.
 const VERSION_DIGITS: usize = 8;
 
@@ -31,30 +36,43 @@ pub struct Weights {
 
 #[derive(Debug, Clone)]
 struct WeightFile {
-    name: &'static str,
+    name: String,
     content_type: &'static str,
     path: PathBuf,
     sha256: String,
+    /// Its name holds its hash: there will never be another file of this name.
+    immutable: bool,
 }
 
 impl Weights {
-    /// Hashes the files in `folder`. Blocking work.
+    /// The checkpoint in `folder`, and its shards. Blocking work: files are hashed, but not those whose hashes the
+    /// manifest holds.
     ///
     /// # Errors
-    /// When one cannot be read; the error names it.
-    pub fn open(source: SourceKey, folder: &Path) -> io::Result<Self> {
-        let open = |(name, content_type)| {
-            let path = folder.join(name);
-            let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-            Ok(WeightFile { name, content_type, sha256: sha256_of_file(&path).map_err(named)?, path })
-        };
-        Ok(Self { source, files: FILES.into_iter().map(open).collect::<io::Result<_>>()? })
+    /// When one cannot be read, or a shard has another size than the manifest says; the error names it.
+    pub fn open(source: SourceKey, folder: &Path, shards: Option<&Shards>) -> io::Result<Self> {
+        let known = shards.map(|shards| shards.manifest.source_sha256.clone());
+        let mut files =
+            vec![WeightFile::open(folder, CHECKPOINT, OCTETS, known)?, WeightFile::open(folder, SETTINGS, JSON, None)?];
+        if let Some(Shards { folder, manifest, .. }) = shards {
+            files.push(WeightFile::open(folder, MANIFEST, JSON, None)?);
+            for shard in manifest.files() {
+                let file = WeightFile::open(folder, &shard.file, OCTETS, Some(shard.sha256.clone()))?;
+                let (found, expected) = (file.path.metadata()?.len(), shard.bytes);
+                if found != expected {
+                    let reason = format!("{}: {found} bytes; the manifest says {expected}", file.path.display());
+                    return Err(io::Error::other(reason));
+                }
+                files.push(WeightFile { immutable: true, ..file });
+            }
+        }
+        Ok(Self { source, files })
     }
 
     /// Answers a request for a file: whole, a range of it, or "not modified".
     ///
-    /// With `version` (the first digits of the file's SHA-256) the answer never changes and is kept for a year;
-    /// without, it is asked for again each time.
+    /// With `version` (the first digits of the file's SHA-256) or a hash in its name the answer never changes and is
+    /// kept for a year; without, it is asked for again each time.
     ///
     /// # Errors
     /// When there is no such file, or another version of it was asked for.
@@ -67,13 +85,16 @@ impl Weights {
     ) -> Result<Response, AppError> {
         let file = self.files.iter().find(|file| file.name == name && self.source == *source);
         let file = file.ok_or_else(|| {
-            let names = FILES.map(|(name, _)| name).join(" and ");
-            AppError::not_found(format!("There are no weights {name}; this source has {names}."))
+            let shards =
+                if self.files.len() > 2 { format!(", {MANIFEST} and the files it names") } else { String::new() };
+            AppError::not_found(format!(
+                "There are no weights {name}; this source has {CHECKPOINT}, {SETTINGS}{shards}."
+            ))
         })?;
         if version.is_some_and(|version| version.len() < VERSION_DIGITS || !file.sha256.starts_with(version)) {
             return Err(AppError::not_found(format!("{name} has another version: {}. Reload the page.", file.sha256)));
         }
-        let cached = cache_headers(&file.sha256, version.is_some());
+        let cached = cache_headers(&file.sha256, file.immutable || version.is_some());
         if is_current(request.headers(), &file.sha256) {
             return Ok((StatusCode::NOT_MODIFIED, cached).into_response());
         }
@@ -86,6 +107,20 @@ impl Weights {
         response.headers_mut().extend(cached);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(file.content_type));
         Ok(response)
+    }
+}
+
+impl WeightFile {
+    /// A file whose hash may be known.
+    fn open(folder: &Path, name: &str, content_type: &'static str, sha256: Option<String>) -> io::Result<Self> {
+        let path = folder.join(name);
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let sha256 = match sha256 {
+            Some(known) => path.metadata().map(|_| known),
+            None => sha256_of_file(&path),
+        };
+        let sha256 = sha256.map_err(named)?;
+        Ok(Self { name: name.to_owned(), content_type, path, sha256, immutable: false })
     }
 }
 

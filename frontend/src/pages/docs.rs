@@ -67,7 +67,7 @@ const ENDPOINTS: [(&str, &str, &str, &str); 15] = [
     (
         "GET",
         "/{model}/{source}/weights/{file}",
-        "The autoencoder itself (sae.safetensors, cfg.json), with Range and ETag.",
+        "The autoencoder itself: manifest.json and the shards it names, sae.safetensors, cfg.json; with Range and ETag.",
         "",
     ),
     ("GET", "/openapi.json", "This list for machines.", ""),

@@ -1,15 +1,22 @@
-//! The worker in the browser: fetch, messages, the adapter's name.
+//! The worker in the browser: fetch, storage, messages, the adapter's name.
 
-use api::gpu::GpuReply;
-use futures_channel::mpsc::{self, UnboundedReceiver};
+mod store;
+
+use std::cell::RefCell;
+
+use api::gpu::{GpuReply, GpuRequest};
+use futures_channel::mpsc::UnboundedReceiver;
 use js_sys::{Array, ArrayBuffer, JsString, Promise, Reflect, Uint8Array};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::{JsFuture, spawn_local};
-use web_sys::{DedicatedWorkerGlobalScope, Headers, MessageEvent, ReadableStreamDefaultReader, RequestInit, Response};
+use web_sys::{
+    DedicatedWorkerGlobalScope, Headers, ReadableStream, ReadableStreamDefaultReader, RequestInit, Response,
+};
 
 use crate::Error;
 use crate::load::{Source, Stream};
-use crate::worker::{Answer, Host, Worker, failed};
+use crate::worker::{Answer, Cancels, Host, Worker, failed};
+use store::Shelf;
 
 /// Runs when the module is instantiated in a dedicated worker; elsewhere (in a test, on a page) it does nothing.
 #[cfg(not(test))]
@@ -19,16 +26,31 @@ pub fn start() {
         return;
     };
     report_panics(scope.clone());
-    let (sender, requests) = mpsc::unbounded();
-    let on_message = Closure::<dyn FnMut(MessageEvent)>::new(move |event: MessageEvent| {
-        // The receiver lives as long as the worker.
-        let _ = sender.unbounded_send(event.data());
+    let (sender, requests) = futures_channel::mpsc::unbounded();
+    let worker = Worker::new(BrowserHost::new(scope.clone()));
+    let cancels = worker.cancels();
+    let on_message = Closure::<dyn FnMut(web_sys::MessageEvent)>::new(move |event: web_sys::MessageEvent| {
+        if !cancels_at_once(&event.data(), &cancels) {
+            // The receiver lives as long as the worker.
+            let _ = sender.unbounded_send(event.data());
+        }
     });
     scope.set_onmessage(Some(on_message.as_ref().unchecked_ref()));
     on_message.forget();
-    let host = BrowserHost { scope };
-    host.post(&GpuReply::Ready);
-    spawn_local(serve(Worker::new(host), requests));
+    worker.host().post(&GpuReply::Ready);
+    spawn_local(serve(worker, requests));
+}
+
+/// A cancel does not wait for what it cancels.
+fn cancels_at_once(message: &JsValue, cancels: &Cancels) -> bool {
+    let json = message.dyn_ref::<Array>().and_then(|parts| parts.get(0).as_string());
+    match json.filter(|json| json.contains("\"cancel\"")).map(|json| serde_json::from_str(&json)) {
+        Some(Ok(GpuRequest::Cancel { id })) => {
+            cancels.of(id).cancel();
+            true
+        }
+        _ => false,
+    }
 }
 
 /// Handles messages one after another.
@@ -37,9 +59,11 @@ async fn serve(mut worker: Worker<BrowserHost>, mut requests: UnboundedReceiver<
     while let Ok(message) = requests.recv().await {
         let answer = match read_message(&message) {
             Ok((json, buffers)) => worker.handle(&json, &buffers).await,
-            Err(error) => failed(None, &error),
+            Err(error) => Some(failed(None, &error)),
         };
-        worker.host().send(answer);
+        if let Some(answer) = answer {
+            worker.host().send(answer);
+        }
     }
 }
 
@@ -49,7 +73,8 @@ fn report_panics(scope: DedicatedWorkerGlobalScope) {
     std::panic::set_hook(Box::new(move |info| {
         console_error_panic_hook::hook(info);
         let detail = format!("the GPU worker stopped ({info}). Reload the page to start it again");
-        BrowserHost { scope: scope.clone() }.post(&GpuReply::Failed { id: None, detail, lost: false });
+        let host = BrowserHost::new(scope.clone());
+        host.post(&GpuReply::Failed { id: None, detail, lost: false, cancelled: false });
     }));
 }
 
@@ -66,9 +91,25 @@ fn read_message(message: &JsValue) -> Result<(String, Vec<Vec<u8>>), Error> {
 /// The browser around a dedicated worker.
 pub struct BrowserHost {
     scope: DedicatedWorkerGlobalScope,
+    /// Opened when first used.
+    shelf: RefCell<Option<Shelf>>,
 }
 
 impl BrowserHost {
+    fn new(scope: DedicatedWorkerGlobalScope) -> Self {
+        Self { scope, shelf: RefCell::default() }
+    }
+
+    /// Where files are kept.
+    async fn shelf(&self) -> Shelf {
+        if let Some(shelf) = &*self.shelf.borrow() {
+            return shelf.clone();
+        }
+        let shelf = Shelf::open(&self.scope).await;
+        self.shelf.replace(Some(shelf.clone()));
+        shelf
+    }
+
     /// Posts a message; its buffers are transferred.
     fn send(&self, answer: Answer) {
         let Ok(json) = serde_json::to_string(&answer.reply) else {
@@ -105,6 +146,14 @@ impl Host for BrowserHost {
         self.scope.performance().map_or_else(js_sys::Date::now, |clock| clock.now())
     }
 
+    async fn recall(&self, key: &str) -> Option<String> {
+        self.recall_text(key).await
+    }
+
+    async fn remember(&self, key: &str, text: &str) {
+        self.remember_text(key, text).await;
+    }
+
     /// wgpu passes on the description only, which browsers often leave empty.
     async fn adapter_name(&self) -> Option<String> {
         let get = |object: &JsValue, name: &str| Reflect::get(object, &JsString::from(name)).ok();
@@ -132,10 +181,9 @@ impl Source for BrowserHost {
             return Err(fail(format!("the server answered {} {}", response.status(), response.status_text())));
         }
         let body = response.body().ok_or_else(|| fail("the answer has no body".to_owned()))?;
-        let reader = body.get_reader().dyn_into().map_err(|_| fail("the answer cannot be streamed".to_owned()))?;
         // 200 to a request for a range: the whole file.
         let position = if response.status() == 206 { start } else { 0 };
-        Ok(BodyStream { url: url.to_owned(), reader, position, chunk: Uint8Array::new_with_length(0), used: 0 })
+        BodyStream::new(url, body, position)
     }
 }
 
@@ -150,6 +198,13 @@ pub struct BodyStream {
 }
 
 impl BodyStream {
+    fn new(url: &str, body: ReadableStream, position: u64) -> Result<Self, Error> {
+        let reader = body.get_reader().dyn_into();
+        let reader = reader
+            .map_err(|_| Error::Fetch { url: url.to_owned(), reason: "the answer cannot be streamed".to_owned() })?;
+        Ok(Self { url: url.to_owned(), reader, position, chunk: Uint8Array::new_with_length(0), used: 0 })
+    }
+
     /// The next chunk, `None` at the end.
     async fn next_chunk(&self) -> Result<Option<Uint8Array>, JsValue> {
         let result = JsFuture::from(self.reader.read()).await?;

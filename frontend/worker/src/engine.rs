@@ -1,16 +1,30 @@
 //! The SAE where it computes: on the GPU, or in the CPU twin.
 
-use api::gpu::ComputePath;
+use api::Tier;
+use api::gpu::{ComputePath, Fault};
 use shaders::kernels::feature_map::FeatureMap;
-use shaders::{Gpu, MapShape, SaeShape, TopK, WeightType, cpu, kernels, known_answer};
+use shaders::tile_shape::{ALL_SHAPES, PLAIN_SHAPES, Speeds};
+use shaders::{Cancel, Gpu, MapShape, SaeShape, TopK, WeightType, cpu, kernels, known_answer};
 
 use crate::Error;
-use crate::load::extend_f32;
 
-/// A loaded SAE.
+/// SAEs of more weights are worth compiling and measuring every tile shape for.
+const PROBED_WEIGHTS: usize = 1 << 23;
+
+/// How a tier's weights are stored.
+#[must_use]
+pub fn weight_type(tier: Tier) -> WeightType {
+    match tier {
+        Tier::F16 | Tier::Slice => WeightType::F16,
+        Tier::Int8 => WeightType::Int8,
+        Tier::Int4 => WeightType::Int4,
+    }
+}
+
+/// Where an SAE computes. Created empty; its weights arrive piece by piece.
 pub enum Engine {
     Gpu(Box<GpuEngine>),
-    Cpu(cpu::sae_encode::SaeEncode),
+    Cpu(Box<cpu::sae_encode::SaeEncode>),
 }
 
 /// The GPU and what is on it.
@@ -25,86 +39,54 @@ impl GpuEngine {
     ///
     /// # Errors
     /// No WebGPU, no adapter, a wrong known answer, too little memory.
-    pub async fn new(shape: SaeShape, weight_type: WeightType) -> Result<Self, shaders::Error> {
+    async fn new(shape: SaeShape, weight_type: WeightType) -> Result<Self, shaders::Error> {
         let gpu = Gpu::new().await?;
-        known_answer::check(&gpu, weight_type).await?;
-        let sae = kernels::sae_encode::SaeEncode::new(&gpu, shape, weight_type)?;
+        let shapes = if is_probed(shape) { &ALL_SHAPES[..] } else { &PLAIN_SHAPES };
+        known_answer::check(&gpu, weight_type, shapes).await?;
+        let mut sae = kernels::sae_encode::SaeEncode::new(&gpu, shape, weight_type)?;
+        sae.set_speeds(Speeds::only(shapes));
         let map = FeatureMap::new(&gpu);
         // Memory that ran out is reported here, before anything is downloaded.
         gpu.settle().await?;
         Ok(Self { gpu, sae, map })
     }
-
-    /// The adapter's name; often empty in browsers.
-    #[must_use]
-    pub fn adapter(&self) -> &str {
-        self.gpu.adapter()
-    }
-
-    /// Gives the device up. (Tests of what happens then.)
-    pub fn lose(&self) {
-        self.gpu.lose();
-    }
 }
 
-/// Where an SAE's weights go while they arrive.
-pub enum Destination {
-    Gpu(Box<GpuEngine>),
-    Cpu { shape: SaeShape, weight_type: WeightType, weights: Vec<f32> },
-}
-
-impl Destination {
-    /// Memory for the CPU twin.
-    ///
-    /// # Errors
-    /// [`Error::Memory`].
-    pub fn cpu(shape: SaeShape, weight_type: WeightType) -> Result<Self, Error> {
-        let mut weights = Vec::new();
-        let bytes = 4 * u64::from(shape.latents) * u64::from(shape.d_model);
-        if usize::try_from(bytes).is_err() || weights.try_reserve_exact(shape.weights()).is_err() {
-            return Err(Error::Memory { bytes });
-        }
-        Ok(Self::Cpu { shape, weight_type, weights })
-    }
-
-    /// Takes the weights from byte `offset` on; pieces come in order.
-    ///
-    /// # Errors
-    /// [`Error::Shaders`].
-    pub fn write_weights(&mut self, offset: u64, piece: &[u8]) -> Result<(), Error> {
-        match self {
-            Self::Gpu(engine) => Ok(engine.sae.write_weights(&engine.gpu, offset, piece)?),
-            Self::Cpu { weights, weight_type, .. } => {
-                extend_f32(weights, piece, *weight_type);
-                Ok(())
-            }
-        }
-    }
-
-    /// The loaded SAE, once all weights are there.
-    ///
-    /// # Errors
-    /// [`Error::Shaders`]: wrong lengths, or trouble on the GPU since it was created.
-    pub async fn finish(self, b_enc: Vec<f32>, b_dec: Vec<f32>) -> Result<Engine, Error> {
-        match self {
-            Self::Gpu(engine) => {
-                engine.sae.write_biases(&engine.gpu, &b_enc, &b_dec)?;
-                engine.gpu.settle().await?;
-                Ok(Engine::Gpu(engine))
-            }
-            Self::Cpu { shape, weights, .. } => {
-                Ok(Engine::Cpu(cpu::sae_encode::SaeEncode::new(shape, weights, b_enc, b_dec)?))
-            }
-        }
-    }
+fn is_probed(shape: SaeShape) -> bool {
+    shape.weights() > PROBED_WEIGHTS
 }
 
 impl Engine {
+    /// Room on a checked device.
+    ///
+    /// # Errors
+    /// [`Error::Shaders`]: no WebGPU, no adapter, a wrong known answer, too little memory.
+    pub async fn on_gpu(shape: SaeShape, weight_type: WeightType) -> Result<Self, Error> {
+        Ok(Self::Gpu(Box::new(GpuEngine::new(shape, weight_type).await?)))
+    }
+
+    /// Room in this worker's memory.
+    ///
+    /// # Errors
+    /// [`Error::Shaders`]: too little memory.
+    pub fn on_cpu(shape: SaeShape, weight_type: WeightType) -> Result<Self, Error> {
+        Ok(Self::Cpu(Box::new(cpu::sae_encode::SaeEncode::new(shape, weight_type)?)))
+    }
+
     #[must_use]
     pub fn path(&self) -> ComputePath {
         match self {
             Self::Gpu(_) => ComputePath::WebGpu,
             Self::Cpu(_) => ComputePath::Cpu,
+        }
+    }
+
+    /// The GPU's name, as the device knows it; often empty in browsers.
+    #[must_use]
+    pub fn adapter(&self) -> &str {
+        match self {
+            Self::Gpu(engine) => engine.gpu.adapter(),
+            Self::Cpu(_) => "",
         }
     }
 
@@ -116,13 +98,69 @@ impl Engine {
         }
     }
 
+    /// Takes packed rows from byte `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::Shaders`].
+    pub fn write_rows(&mut self, offset: u64, piece: &[u8]) -> Result<(), Error> {
+        match self {
+            Self::Gpu(engine) => engine.sae.write_rows(&engine.gpu, offset, piece)?,
+            Self::Cpu(sae) => sae.write_rows(offset, piece)?,
+        }
+        Ok(())
+    }
+
+    /// Takes scales from byte `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::Shaders`].
+    pub fn write_scales(&mut self, offset: u64, piece: &[u8]) -> Result<(), Error> {
+        match self {
+            Self::Gpu(engine) => engine.sae.write_scales(&engine.gpu, offset, piece)?,
+            Self::Cpu(sae) => sae.write_scales(offset, piece)?,
+        }
+        Ok(())
+    }
+
+    /// Takes the biases, and waits until everything is where it belongs.
+    ///
+    /// # Errors
+    /// [`Error::Shaders`]: wrong lengths, or trouble on the GPU since it was created.
+    pub async fn finish(&mut self, b_enc: &[f32], b_dec: &[f32]) -> Result<(), Error> {
+        match self {
+            Self::Gpu(engine) => {
+                engine.sae.write_biases(&engine.gpu, b_enc, b_dec)?;
+                engine.gpu.settle().await?;
+            }
+            Self::Cpu(sae) => sae.write_biases(b_enc, b_dec)?,
+        }
+        Ok(())
+    }
+
+    /// Finds the fastest tile shapes of a large SAE, or uses what was found before. `Some`: what was found now.
+    ///
+    /// # Errors
+    /// [`Error::Shaders`].
+    pub async fn tune(&mut self, known: Option<Speeds>, cancel: &Cancel) -> Result<Option<Speeds>, Error> {
+        match self {
+            Self::Gpu(engine) if is_probed(engine.sae.shape()) => match known {
+                Some(speeds) => {
+                    engine.sae.set_speeds(speeds);
+                    Ok(None)
+                }
+                None => Ok(Some(engine.sae.probe(&engine.gpu, cancel).await?)),
+            },
+            _ => Ok(None),
+        }
+    }
+
     /// Top k of each token of `hidden` `[tokens, d_model]`.
     ///
     /// # Errors
     /// [`Error::Shaders`].
-    pub async fn encode(&self, hidden: &[f32], tokens: u32) -> Result<TopK, Error> {
+    pub async fn encode(&self, hidden: &[f32], tokens: u32, cancel: &Cancel) -> Result<TopK, Error> {
         Ok(match self {
-            Self::Gpu(engine) => engine.sae.encode(&engine.gpu, hidden, tokens).await?,
+            Self::Gpu(engine) => engine.sae.encode(&engine.gpu, hidden, tokens, cancel).await?,
             Self::Cpu(sae) => sae.encode(hidden, tokens)?,
         })
     }
@@ -136,5 +174,16 @@ impl Engine {
             Self::Gpu(engine) => engine.map.map(&engine.gpu, top, feature, start, shape).await?,
             Self::Cpu(_) => cpu::feature_map::feature_map(top, feature, start, shape)?,
         })
+    }
+
+    /// Breaks the device on purpose.
+    pub fn break_with(&self, fault: Fault) {
+        match (self, fault) {
+            (Self::Gpu(engine), Fault::Lost) => engine.gpu.lose(),
+            (Self::Gpu(engine), Fault::Memory) => {
+                engine.gpu.inject(shaders::Error::OutOfMemory("as asked for".to_owned()));
+            }
+            (Self::Cpu(_), _) => {}
+        }
     }
 }

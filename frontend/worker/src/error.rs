@@ -7,12 +7,16 @@ pub enum Error {
     Fetch { url: String, reason: String },
     #[error("{url} ends after {bytes} bytes; {expected} were expected. Reload the page to try again")]
     Truncated { url: String, bytes: u64, expected: u64 },
-    #[error("not an SAE in safetensors format: {0}")]
+    #[error(
+        "{file} arrived damaged twice (its SHA-256 is not the one in the manifest): the copy on the server is broken"
+    )]
+    Damaged { file: String },
+    #[error("not a shard of an SAE: {0}")]
     Safetensors(String),
-    #[error("not an SAE configuration (cfg.json): {0}")]
-    Config(String),
-    #[error("the SAE's weights need {bytes} bytes of memory for the CPU path, more than this browser gives")]
-    Memory { bytes: u64 },
+    #[error("not the manifest of an SAE: {0}")]
+    Manifest(String),
+    #[error("this SAE has no weights in tier {tier}; it has {has}")]
+    NoTier { tier: String, has: String },
     #[error("{}", shaders_text(.0))]
     Shaders(#[from] shaders::Error),
     #[error("no SAE is loaded yet")]
@@ -23,11 +27,28 @@ pub enum Error {
     NoFeature { feature: u32, latents: u32 },
     #[error("the message to the GPU worker is not understood: {0}")]
     Message(String),
+    #[error("this worker does not compute on the server")]
+    OnServer,
+}
+
+impl Error {
+    /// The device is gone, or will not do any more.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        use shaders::Error::{Gpu, Lost, OutOfMemory};
+        matches!(self, Self::Shaders(Lost(_) | Gpu(_) | OutOfMemory(_)))
+    }
+
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        *self == Self::Shaders(shaders::Error::Cancelled)
+    }
 }
 
 fn shaders_text(error: &shaders::Error) -> String {
     let advice = match error {
         shaders::Error::Lost(_) => ". Reload the page to start again; if it happens again, use the CPU path",
+        shaders::Error::OutOfMemory(_) | shaders::Error::Memory { .. } => ". A smaller tier of weights may fit",
         _ => "",
     };
     format!("{error}{advice}")

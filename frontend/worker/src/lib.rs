@@ -6,19 +6,24 @@
 //! | module | does |
 //! |---|---|
 //! | [`worker`] | a request in, a reply and its buffers out |
+//! | [`sae`] | an SAE out of its manifest: tier, place, shards |
+//! | [`place`] | where to compute: the GPU, the CPU twin; measured |
 //! | [`engine`] | the SAE on the GPU or in the CPU twin |
-//! | [`load`] | the SAE's file, streamed in small slices: weights never sit whole in wasm memory on the GPU path |
-//! | [`safetensors`], [`config`] | what the two files of an SAE say |
-//! | `browser` | fetch, messages, the adapter's name; starts the worker (wasm only) |
+//! | [`load`] | one shard, streamed in small slices: weights never sit whole in wasm memory on the GPU path |
+//! | [`store`] | what is kept on this machine for the next visit |
+//! | [`safetensors`] | what a shard's header says |
+//! | `browser` | fetch, storage, messages, the adapter's name; starts the worker (wasm only) |
 //!
 //! Everything but `browser` is the same natively, where it is tested.
 #![allow(async_fn_in_trait, reason = "the worker is one thread; its futures never leave it")]
 
-pub mod config;
 pub mod engine;
 mod error;
 pub mod load;
+pub mod place;
+pub mod sae;
 pub mod safetensors;
+pub mod store;
 pub mod worker;
 
 #[cfg(target_arch = "wasm32")]

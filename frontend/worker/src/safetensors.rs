@@ -6,21 +6,21 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use shaders::WeightType;
 
 use crate::Error;
 
 /// Bytes of the length in front of the header.
 pub const LENGTH_BYTES: u64 = 8;
-/// Longer headers are refused: an SAE has four tensors.
+/// Longer headers are refused: a shard has two tensors.
 pub const MAX_HEADER_BYTES: u64 = 1 << 20;
 
 /// One tensor's place in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tensor {
-    pub dtype: WeightType,
-    pub shape: Vec<u32>,
-    /// First byte, from the beginning of the file.
+    pub name: String,
+    pub dtype: String,
+    pub shape: Vec<u64>,
+    /// First byte, from the end of the header.
     pub start: u64,
     /// One past the last byte.
     pub end: u64,
@@ -33,21 +33,9 @@ impl Tensor {
     }
 }
 
-/// The tensors of an SAE that encoding needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SaeTensors {
-    /// `[latents, d_model]`
-    pub weight: Tensor,
-    /// `[latents]`
-    pub b_enc: Tensor,
-    /// `[d_model]`
-    pub b_dec: Tensor,
-    pub latents: u32,
-    pub d_model: u32,
-}
-
-/// An entry of the header.
-#[derive(Deserialize)]
+/// An entry of the header; of `__metadata__` nothing.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Entry {
     dtype: String,
     shape: Vec<u64>,
@@ -66,51 +54,51 @@ pub fn header_length(first: [u8; LENGTH_BYTES as usize]) -> Result<u64, Error> {
     Ok(length)
 }
 
-/// Finds `encoder.weight`, `encoder.bias` and `b_dec` in the header's JSON.
+/// The tensors in the header's JSON, in the order of their bytes.
 ///
 /// # Errors
 /// [`Error::Safetensors`] naming the tensor and what is wrong with it.
-pub fn sae_tensors(header: &[u8]) -> Result<SaeTensors, Error> {
-    let entries: BTreeMap<String, serde_json::Value> =
+pub fn tensors(header: &[u8]) -> Result<Vec<Tensor>, Error> {
+    let entries: BTreeMap<String, Entry> =
         serde_json::from_slice(header).map_err(|error| bad(format!("its header: {error}")))?;
-    let data_start = LENGTH_BYTES + header.len() as u64;
-    let weight = tensor(&entries, "encoder.weight", data_start)?;
-    let b_enc = tensor(&entries, "encoder.bias", data_start)?;
-    let b_dec = tensor(&entries, "b_dec", data_start)?;
-    let [latents, d_model] = weight.shape[..] else {
-        return Err(bad(format!("encoder.weight has shape {:?}; expected [latents, d_model]", weight.shape)));
-    };
-    for (name, tensor, expected) in [("encoder.bias", &b_enc, latents), ("b_dec", &b_dec, d_model)] {
-        if tensor.shape != [expected] {
-            return Err(bad(format!("{name} has shape {:?}; expected [{expected}]", tensor.shape)));
-        }
+    let named = entries.into_iter().filter(|(name, _)| name != "__metadata__");
+    let mut tensors = named.map(|(name, entry)| tensor(name, entry)).collect::<Result<Vec<_>, _>>()?;
+    tensors.sort_by_key(|tensor| tensor.start);
+    match tensors.windows(2).find(|pair| pair[1].start < pair[0].end) {
+        Some(pair) => Err(bad(format!("{} and {} overlap", pair[0].name, pair[1].name))),
+        None => Ok(tensors),
     }
-    Ok(SaeTensors { weight, b_enc, b_dec, latents, d_model })
 }
 
-fn tensor(entries: &BTreeMap<String, serde_json::Value>, name: &str, data_start: u64) -> Result<Tensor, Error> {
-    let Some(value) = entries.get(name) else {
-        let names: Vec<&str> = entries.keys().map(String::as_str).take(8).collect();
+fn tensor(name: String, entry: Entry) -> Result<Tensor, Error> {
+    let Entry { dtype, shape, data_offsets: [start, end] } = entry;
+    let width = match dtype.as_str() {
+        "F32" | "I32" | "U32" => 4,
+        "F16" | "BF16" => 2,
+        "I8" | "U8" => 1,
+        other => return Err(bad(format!("{name} is {other}, which no shard has"))),
+    };
+    let expected = shape.iter().try_fold(width, |bytes: u64, &size| bytes.checked_mul(size));
+    if expected.is_none() || end.checked_sub(start) != expected {
+        return Err(bad(format!("{name}: offsets {:?} do not fit {dtype} of shape {shape:?}", [start, end])));
+    }
+    Ok(Tensor { name, dtype, shape, start, end })
+}
+
+/// The tensor of this name, checked.
+///
+/// # Errors
+/// [`Error::Safetensors`] if it is missing or not as expected.
+pub fn expect<'a>(tensors: &'a [Tensor], name: &str, dtype: &str, shape: &[u64]) -> Result<&'a Tensor, Error> {
+    let Some(tensor) = tensors.iter().find(|tensor| tensor.name == name) else {
+        let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).take(8).collect();
         return Err(bad(format!("{name} is missing; the file has {names:?}")));
     };
-    let entry = Entry::deserialize(value).map_err(|error| bad(format!("{name}: {error}")))?;
-    let dtype = match entry.dtype.as_str() {
-        "F16" => WeightType::F16,
-        "F32" => WeightType::F32,
-        other => return Err(bad(format!("{name} is {other}; expected F16 or F32"))),
-    };
-    let shape = entry.shape.iter().map(|&size| u32::try_from(size)).collect::<Result<Vec<u32>, _>>();
-    let shape = shape.map_err(|_| bad(format!("{name} has shape {:?}", entry.shape)))?;
-    let expected = shape.iter().try_fold(dtype.bytes(), |bytes, &size| bytes.checked_mul(size.into()));
-    let [start, end] = entry.data_offsets;
-    if end.checked_sub(start) != expected || expected.is_none() {
-        let offsets = entry.data_offsets;
-        return Err(bad(format!("{name}: offsets {offsets:?} do not fit {} of shape {shape:?}", entry.dtype)));
+    if tensor.dtype != dtype || tensor.shape != shape {
+        let (given, sizes) = (&tensor.dtype, &tensor.shape);
+        return Err(bad(format!("{name} is {given} {sizes:?}; expected {dtype} {shape:?}")));
     }
-    let (Some(start), Some(end)) = (start.checked_add(data_start), end.checked_add(data_start)) else {
-        return Err(bad(format!("{name}: offsets {:?} are too large", entry.data_offsets)));
-    };
-    Ok(Tensor { dtype, shape, start, end })
+    Ok(tensor)
 }
 
 fn bad(reason: String) -> Error {
@@ -123,64 +111,38 @@ mod tests {
     use super::*;
 
     const GOOD: &str = r#"{"__metadata__":{"made":"by hand"},
-        "W_dec":{"dtype":"BF16","shape":[8,4],"data_offsets":[0,64]},
-        "b_dec":{"dtype":"F32","shape":[4],"data_offsets":[64,80]},
-        "encoder.bias":{"dtype":"F16","shape":[8],"data_offsets":[80,96]},
-        "encoder.weight":{"dtype":"F16","shape":[8,4],"data_offsets":[96,160]}}"#;
+        "scale":{"dtype":"F32","shape":[8],"data_offsets":[128,160]},
+        "weight":{"dtype":"I8","shape":[8,16],"data_offsets":[0,128]}}"#;
 
     fn refused(header: &str) -> String {
-        match sae_tensors(header.as_bytes()) {
-            Err(Error::Safetensors(reason)) => reason,
-            other => panic!("{header} gives {other:?}"),
+        tensors(header.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn tensors_come_in_the_order_of_their_bytes() {
+        let found = tensors(GOOD.as_bytes()).unwrap();
+        let names: Vec<(&str, u64)> = found.iter().map(|tensor| (tensor.name.as_str(), tensor.bytes())).collect();
+        assert_eq!(names, [("weight", 128), ("scale", 32)]);
+        assert!(expect(&found, "weight", "I8", &[8, 16]).is_ok());
+        let wrong = expect(&found, "weight", "I8", &[8, 15]).unwrap_err().to_string();
+        assert!(wrong.contains("weight is I8 [8, 16]; expected I8 [8, 15]"), "{wrong}");
+        let missing = expect(&found, "latents", "I32", &[8]).unwrap_err().to_string();
+        assert!(missing.contains("latents is missing"), "{missing}");
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(header_length([255; 8]).is_err() && header_length([0; 8]).is_err());
+        assert_eq!(header_length(1024u64.to_le_bytes()), Ok(1024));
+        for header in ["", "[1]", "\u{7f}"] {
+            assert!(refused(header).contains("its header"), "{header}");
         }
-    }
-
-    #[test]
-    fn finds_the_encoder_and_ignores_the_rest() {
-        let tensors = sae_tensors(GOOD.as_bytes()).unwrap();
-        let data = 8 + GOOD.len() as u64;
-        assert_eq!((tensors.latents, tensors.d_model), (8, 4));
-        assert_eq!((tensors.weight.start, tensors.weight.end), (data + 96, data + 160));
-        assert_eq!((tensors.b_dec.dtype, tensors.b_enc.dtype), (WeightType::F32, WeightType::F16));
-    }
-
-    #[test]
-    fn implausible_lengths_are_refused() {
-        assert_eq!(header_length(321u64.to_le_bytes()), Ok(321));
-        // The beginning of an HTML page, of a Git LFS pointer, and nothing.
-        for first in [*b"<!DOCTYP", *b"version ", [0; 8], [0xff; 8]] {
-            assert!(matches!(header_length(first), Err(Error::Safetensors(_))), "{first:?}");
-        }
-    }
-
-    #[test]
-    fn truncated_headers_are_refused() {
-        for end in 0..GOOD.len() {
-            assert!(sae_tensors(&GOOD.as_bytes()[..end]).is_err(), "{end} bytes were accepted");
-        }
-    }
-
-    #[test]
-    fn garbage_is_refused_by_name() {
-        assert!(refused("[]").contains("header"));
-        assert!(refused("{}").contains("encoder.weight is missing"));
-        assert!(refused(&GOOD.replace("encoder.bias", "bias")).contains("encoder.bias is missing"));
-        assert!(
-            refused(&GOOD.replace("\"shape\":[8,4],\"data_offsets\":[96", "\"shape\":[32],\"data_offsets\":[96"))
-                .contains("expected [latents, d_model]")
-        );
-        assert!(refused(&GOOD.replace("\"shape\":[4]", "\"shape\":[2,2]")).contains("b_dec has shape"));
-        assert!(
-            refused(&GOOD.replace("\"F16\",\"shape\":[8],", "\"I8\",\"shape\":[8],")).contains("encoder.bias is I8")
-        );
-        assert!(refused(&GOOD.replace("[96,160]", "[96,162]")).contains("do not fit"));
-        assert!(refused(&GOOD.replace("[96,160]", "[160,96]")).contains("do not fit"));
-        assert!(refused(&GOOD.replace("[96,160]", "[-1,160]")).contains("encoder.weight"));
-        assert!(
-            refused(&GOOD.replace("[96,160]", "[18446744073709551551,18446744073709551615]")).contains("too large")
-        );
-        // 4294967295² · 2 does not fit 64 bits.
-        let huge = GOOD.replace("[8,4],\"data_offsets\":[96", "[4294967295,4294967295],\"data_offsets\":[96");
-        assert!(refused(&huge).contains("do not fit"));
+        assert!(refused(&GOOD.replace("I8", "C64")).contains("weight is C64"));
+        assert!(refused(&GOOD.replace("[0,128]", "[0,130]")).contains("do not fit"));
+        assert!(refused(&GOOD.replace("[0,128]", "[128,0]")).contains("do not fit"));
+        assert!(refused(&GOOD.replace("[0,128]", "[-1,127]")).contains("its header"));
+        assert!(refused(&GOOD.replace("[0,128]", "[40,168]")).contains("overlap"));
+        // 4294967296² · 2 does not fit 64 bits.
+        assert!(refused(&GOOD.replace("[8,16]", "[4294967296,4294967296]")).contains("do not fit"));
     }
 }

@@ -1,20 +1,24 @@
 //! A request in, a reply and its buffers out.
 
-use api::gpu::{GpuReply, GpuRequest};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use api::gpu::{Compute, Fault, GpuReply, GpuRequest};
+use api::{SaeManifest, Tier};
 use half::f16;
-use shaders::{MapShape, SaeShape, TopK};
+use shaders::{Cancel, MapShape, TopK};
 
 use crate::Error;
-use crate::config::SaeConfig;
-use crate::engine::{Destination, Engine, GpuEngine};
-use crate::load::{SaeReader, Source, small_file};
-use crate::safetensors::SaeTensors;
+use crate::load::{Source, small_file};
+use crate::sae::{LoadedEngine, Wanted};
+use crate::store::Store;
 
-/// A `cfg.json` is a few hundred bytes.
-const MAX_CONFIG_BYTES: usize = 64 << 10;
+/// A manifest of a thousand shards is a few hundred kilobytes.
+const MAX_MANIFEST_BYTES: usize = 4 << 20;
 
 /// What the worker needs from the world around it.
-pub trait Host: Source {
+pub trait Host: Source + Store {
     /// Tells the page something that is not the answer to a request.
     fn post(&self, reply: &GpuReply);
 
@@ -23,6 +27,11 @@ pub trait Host: Source {
 
     /// The GPU's name, where the host knows it better than the device.
     async fn adapter_name(&self) -> Option<String>;
+
+    /// A small text of an earlier visit.
+    async fn recall(&self, key: &str) -> Option<String>;
+
+    async fn remember(&self, key: &str, text: &str);
 }
 
 /// A message's JSON, and the buffers beside it.
@@ -38,153 +47,115 @@ impl From<GpuReply> for Answer {
     }
 }
 
+/// Flags of the requests that run or wait, by id. Whoever receives messages sets them at once; the requests themselves
+/// are handled one after another.
+#[derive(Debug, Clone, Default)]
+pub struct Cancels(Rc<RefCell<BTreeMap<u32, Cancel>>>);
+
+impl Cancels {
+    /// The flag of a request, made if nobody has asked for it.
+    pub fn of(&self, id: u32) -> Cancel {
+        self.0.borrow_mut().entry(id).or_default().clone()
+    }
+
+    fn forget(&self, id: u32) {
+        self.0.borrow_mut().remove(&id);
+    }
+}
+
 /// The worker's state between requests.
 pub struct Worker<H> {
     host: H,
-    engine: Option<Engine>,
+    cancels: Cancels,
+    engine: Option<LoadedEngine>,
     /// The last encode, for maps.
     top: Option<TopK>,
 }
 
 impl<H: Host> Worker<H> {
     pub fn new(host: H) -> Self {
-        Self { host, engine: None, top: None }
+        Self { host, cancels: Cancels::default(), engine: None, top: None }
     }
 
     pub fn host(&self) -> &H {
         &self.host
     }
 
-    /// Handles one message; what goes wrong becomes [`GpuReply::Failed`].
-    pub async fn handle(&mut self, json: &str, buffers: &[Vec<u8>]) -> Answer {
+    pub fn cancels(&self) -> Cancels {
+        self.cancels.clone()
+    }
+
+    /// Handles one message; what goes wrong becomes [`GpuReply::Failed`]. `None`: nothing to answer.
+    pub async fn handle(&mut self, json: &str, buffers: &[Vec<u8>]) -> Option<Answer> {
         let request = match serde_json::from_str::<GpuRequest>(json) {
             Ok(request) => request,
-            Err(error) => return failed(None, &Error::Message(error.to_string())),
+            Err(error) => return Some(failed(None, &Error::Message(error.to_string()))),
         };
-        match request {
-            GpuRequest::Load { id, weights_url, config_url, force_cpu } => {
-                let loaded = self.load(id, &weights_url, &config_url, force_cpu).await;
-                loaded.map_or_else(|error| failed(Some(id), &error), Answer::from)
+        let (id, outcome) = match request {
+            GpuRequest::Load { id, base_url, tier, compute } => (id, self.load(id, base_url, tier, compute).await),
+            GpuRequest::Encode { id, tokens } => (id, self.encode(id, tokens, buffers).await),
+            GpuRequest::Map { id, feature, start, grid, size } => (id, self.map(id, feature, start, grid, size).await),
+            GpuRequest::Cancel { id } => {
+                self.cancels.of(id).cancel();
+                return None;
             }
-            GpuRequest::Encode { id, tokens } => {
-                let encoded = self.encode(id, tokens, buffers).await;
-                encoded.unwrap_or_else(|error| self.give_up(id, &error))
+            GpuRequest::Break { fault } => {
+                self.break_with(fault);
+                return None;
             }
-            GpuRequest::Map { id, feature, start, grid, size } => {
-                let map = self.map(id, feature, start, grid, size).await;
-                map.unwrap_or_else(|error| self.give_up(id, &error))
-            }
-        }
+        };
+        self.cancels.forget(id);
+        Some(outcome.unwrap_or_else(|error| self.give_up(id, &error)))
     }
 
     /// The answer to a request that failed. A device that is lost or has reported an error stays so: it is let go.
     fn give_up(&mut self, id: u32, error: &Error) -> Answer {
-        let lost = matches!(error, Error::Shaders(shaders::Error::Lost(_) | shaders::Error::Gpu(_)));
-        if lost {
+        if error.is_lost() {
             (self.engine, self.top) = (None, None);
         }
-        GpuReply::Failed { id: Some(id), detail: error.to_string(), lost }.into()
+        failed(Some(id), error)
     }
 
-    /// Puts the SAE on the GPU, or into the CPU twin where the GPU will not do.
-    async fn load(&mut self, id: u32, weights_url: &str, config_url: &str, force_cpu: bool) -> Result<GpuReply, Error> {
+    async fn load(&mut self, id: u32, base_url: String, tier: Option<Tier>, compute: Compute) -> Result<Answer, Error> {
         // The old one goes first: there may not be room for both.
         (self.engine, self.top) = (None, None);
-        let config = SaeConfig::parse(&small_file(&self.host, config_url, MAX_CONFIG_BYTES).await?)?;
-        let (mut reader, tensors) = SaeReader::open(&self.host, weights_url).await?;
-        config.check(tensors.latents, tensors.d_model)?;
-        let shape = SaeShape::new(tensors.d_model, tensors.latents, config.k)?;
-
-        let (mut adapter, mut reason) = (String::new(), None);
-        if force_cpu {
-            reason = Some("as asked for in the address".to_owned());
-        } else {
-            match self.load_on_gpu(id, &mut reader, &tensors, shape).await {
-                Ok((engine, name)) => {
-                    adapter = name;
-                    self.engine = Some(engine);
-                }
-                Err(Error::Shaders(error)) => reason = Some(error.to_string()),
-                Err(error) => return Err(error),
-            }
-        }
-        if self.engine.is_none() {
-            let destination = Destination::cpu(shape, tensors.weight.dtype)?;
-            self.engine = Some(self.fill(id, &mut reader, &tensors, destination).await?);
-        }
-        let engine = self.engine.as_ref().ok_or(Error::NotLoaded)?;
-        let SaeShape { d_model, latents, k } = shape;
-        Ok(GpuReply::Loaded { id, path: engine.path(), adapter, reason, latents, d_model, k })
+        let json = small_file(&self.host, &format!("{base_url}{}", api::shards::MANIFEST), MAX_MANIFEST_BYTES).await?;
+        let manifest: SaeManifest =
+            serde_json::from_slice(&json).map_err(|error| Error::Manifest(error.to_string()))?;
+        manifest.check().map_err(Error::Manifest)?;
+        let cancel = self.cancels.of(id);
+        let wanted = Wanted { id, base_url: &base_url, manifest: &manifest, tier, compute, cancel: &cancel };
+        let (engine, sae) = wanted.load(&self.host).await?;
+        self.engine = Some(engine);
+        Ok(GpuReply::Loaded { id, sae }.into())
     }
 
-    /// The SAE on the GPU, and the GPU's name.
-    async fn load_on_gpu(
-        &self,
-        id: u32,
-        reader: &mut SaeReader<'_, H>,
-        tensors: &SaeTensors,
-        shape: SaeShape,
-    ) -> Result<(Engine, String), Error> {
-        let engine = GpuEngine::new(shape, tensors.weight.dtype).await?;
-        let adapter = match self.host.adapter_name().await {
-            Some(name) => name,
-            None => engine.adapter().to_owned(),
-        };
-        let engine = self.fill(id, reader, tensors, Destination::Gpu(Box::new(engine))).await?;
-        Ok((engine, adapter))
-    }
-
-    /// Streams the tensors in the order they have in the file, and reports the progress.
-    async fn fill(
-        &self,
-        id: u32,
-        reader: &mut SaeReader<'_, H>,
-        tensors: &SaeTensors,
-        mut destination: Destination,
-    ) -> Result<Engine, Error> {
-        let SaeTensors { weight, b_enc, b_dec, .. } = tensors;
-        let total = weight.bytes() + b_enc.bytes() + b_dec.bytes();
-        let (mut b_enc_values, mut b_dec_values) = (Vec::new(), Vec::new());
-        let mut received = 0;
-        let mut in_order = [weight, b_enc, b_dec];
-        in_order.sort_by_key(|tensor| tensor.start);
-        for tensor in in_order {
-            if tensor == weight {
-                let progress = |offset: u64, piece: &[u8]| {
-                    destination.write_weights(offset, piece)?;
-                    let received = received + offset + piece.len() as u64;
-                    self.host.post(&GpuReply::Progress { id, received, total });
-                    Ok(())
-                };
-                reader.stream_tensor(weight, progress).await?;
-            } else if tensor == b_enc {
-                b_enc_values = reader.read_tensor(b_enc).await?;
-            } else {
-                b_dec_values = reader.read_tensor(b_dec).await?;
-            }
-            received += tensor.bytes();
-        }
-        self.host.post(&GpuReply::Progress { id, received, total });
-        destination.finish(b_enc_values, b_dec_values).await
-    }
-
-    /// Encodes one buffer of f16 `[tokens, d_model]`.
+    /// Encodes one buffer of f16 `[tokens, d_model]`, and for a slice one of f32 `[tokens]`.
     async fn encode(&mut self, id: u32, tokens: u32, buffers: &[Vec<u8>]) -> Result<Answer, Error> {
-        let engine = self.engine.as_ref().ok_or(Error::NotLoaded)?;
-        let [hidden] = buffers else {
-            return Err(Error::Message(format!("encode came with {} buffers; expected 1", buffers.len())));
-        };
-        let d_model = engine.shape().d_model;
-        let expected = u64::from(tokens) * u64::from(d_model) * 2;
+        let cancel = self.cancels.of(id);
+        let loaded = self.engine.as_ref().ok_or(Error::NotLoaded)?;
+        let expected = 1 + usize::from(loaded.is_slice());
+        if buffers.len() != expected {
+            return Err(Error::Message(format!("encode came with {} buffers; expected {expected}", buffers.len())));
+        }
+        let d_model = loaded.d_model();
+        let (hidden, expected) = (&buffers[0], u64::from(tokens) * u64::from(d_model) * 2);
         if hidden.len() as u64 != expected {
             let given = hidden.len();
             let expected = format!("{tokens} tokens × {d_model} f16 = {expected}");
             return Err(Error::Message(format!("the hidden states have {given} bytes; expected {expected}")));
         }
+        let thresholds: Vec<f32> = match buffers.get(1) {
+            Some(bytes) if bytes.len() as u64 == 4 * u64::from(tokens) => floats_of(bytes),
+            Some(bytes) => {
+                return Err(Error::Message(format!("{} bytes of thresholds for {tokens} tokens", bytes.len())));
+            }
+            None => Vec::new(),
+        };
         let start = self.host.now_ms();
         let hidden: Vec<f32> =
             hidden.as_chunks::<2>().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect();
-        let top = engine.encode(&hidden, tokens).await?;
+        let top = loaded.encode(&hidden, tokens, &thresholds, &cancel).await?;
         let ms = (self.host.now_ms() - start) as f32;
         let indices = top.top_indices.iter().flat_map(|latent| latent.to_le_bytes()).collect();
         let acts = bytes_of(&top.top_acts);
@@ -195,25 +166,36 @@ impl<H: Host> Worker<H> {
 
     /// Draws one feature of the last encode.
     async fn map(&self, id: u32, feature: u32, start: u32, grid: [u32; 2], size: [u32; 2]) -> Result<Answer, Error> {
-        let engine = self.engine.as_ref().ok_or(Error::NotLoaded)?;
+        let loaded = self.engine.as_ref().ok_or(Error::NotLoaded)?;
         let top = self.top.as_ref().ok_or(Error::NotEncoded)?;
-        let latents = engine.shape().latents;
+        let latents = loaded.latents();
         if feature >= latents {
             return Err(Error::NoFeature { feature, latents });
         }
-        let map = engine.map(top, feature, start, MapShape::new(grid, size)?).await?;
+        let map = loaded.engine.map(top, feature, start, MapShape::new(grid, size)?).await?;
         let max = map.iter().copied().fold(0.0, f32::max);
         Ok(Answer { reply: GpuReply::Map { id, size, max }, buffers: vec![bytes_of(&map)] })
+    }
+
+    fn break_with(&self, fault: Fault) {
+        if let Some(loaded) = &self.engine {
+            loaded.engine.break_with(fault);
+        }
     }
 }
 
 /// The answer to a request that failed.
 pub fn failed(id: Option<u32>, error: &Error) -> Answer {
-    GpuReply::Failed { id, detail: error.to_string(), lost: false }.into()
+    let (lost, cancelled) = (error.is_lost(), error.is_cancelled());
+    GpuReply::Failed { id, detail: error.to_string(), lost, cancelled }.into()
 }
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn floats_of(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }
 
 #[cfg(test)]

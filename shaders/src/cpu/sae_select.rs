@@ -1,7 +1,5 @@
 //! Exact top-k of one row, fed in rising order of latent.
 
-use std::cmp::Ordering;
-
 /// The k largest activations seen so far, in bounded memory.
 ///
 /// Candidates above the threshold are collected; when there are many, the k largest are kept and the threshold rises
@@ -10,8 +8,8 @@ use std::cmp::Ordering;
 pub struct SaeSelect {
     k: usize,
     threshold: f32,
-    /// Activation and latent, in no order.
-    candidates: Vec<(f32, u32)>,
+    /// Keys of activations and latents, in no order.
+    candidates: Vec<u64>,
 }
 
 impl SaeSelect {
@@ -25,7 +23,7 @@ impl SaeSelect {
     #[inline]
     pub fn push(&mut self, latent: u32, activation: f32) {
         if activation > self.threshold {
-            self.candidates.push((activation, latent));
+            self.candidates.push(key(activation, latent));
             if self.candidates.len() == Self::room(self.k) {
                 self.keep_largest();
             }
@@ -35,21 +33,22 @@ impl SaeSelect {
     /// Appends the row in its final order, padded with activation 0 and the lowest latents not listed.
     pub fn finish(mut self, top_indices: &mut Vec<u32>, top_acts: &mut Vec<f32>) {
         self.keep_largest();
-        self.candidates.sort_unstable_by(by_rank);
-        let mut listed: Vec<u32> = self.candidates.iter().map(|&(_, latent)| latent).collect();
-        top_indices.extend(&listed);
-        top_acts.extend(self.candidates.iter().map(|&(activation, _)| activation));
-        let missing = self.k - listed.len();
+        self.candidates.sort_unstable();
+        top_indices.extend(self.candidates.iter().map(|&key| latent(key)));
+        top_acts.extend(self.candidates.iter().map(|&key| activation(key)));
+        let missing = self.k - self.candidates.len();
+        let mut listed: Vec<u64> = self.candidates.iter().map(|&key| latent(key).into()).collect();
         listed.sort_unstable();
-        top_indices.extend((0..).filter(|latent| listed.binary_search(latent).is_err()).take(missing));
+        let padding = (0..).filter(|latent| listed.binary_search(&u64::from(*latent)).is_err());
+        top_indices.extend(padding.take(missing));
         top_acts.extend(std::iter::repeat_n(0.0, missing));
     }
 
     fn keep_largest(&mut self) {
         if self.candidates.len() > self.k {
-            self.candidates.select_nth_unstable_by(self.k - 1, by_rank);
+            self.candidates.select_nth_unstable(self.k - 1);
             self.candidates.truncate(self.k);
-            self.threshold = self.candidates[self.k - 1].0;
+            self.threshold = activation(self.candidates[self.k - 1]);
         }
     }
 
@@ -58,7 +57,16 @@ impl SaeSelect {
     }
 }
 
-/// Falling activation, then rising latent.
-fn by_rank(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
-    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+/// Rises as the rank falls: falling activation, then rising latent. (Positive floats order like their bits.)
+fn key(activation: f32, latent: u32) -> u64 {
+    u64::from(!activation.to_bits()) << 32 | u64::from(latent)
+}
+
+fn activation(key: u64) -> f32 {
+    f32::from_bits(!((key >> 32) as u32))
+}
+
+/// The lower half.
+fn latent(key: u64) -> u32 {
+    key as u32
 }

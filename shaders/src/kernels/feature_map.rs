@@ -8,7 +8,7 @@ use crate::gpu::{Dispatch, Gpu};
 use crate::source::constant;
 use crate::{Error, MapShape, TopK};
 
-pub const WGSL: &str = include_str!("../../wgsl/feature_map.wgsl");
+pub const WGSL: &str = include_str!(concat!(env!("OUT_DIR"), "/feature_map.wgsl"));
 
 /// `Params` of the shader.
 #[repr(C)]

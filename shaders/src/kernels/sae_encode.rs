@@ -2,75 +2,67 @@
 //!
 //! The weights lie on the GPU in shards that fit one binding. An encode walks over batches of tokens and, within, over
 //! tiles of latents in rising order; each tile is one submission of two kernels: multiply and append what passes the
-//! row's threshold, then keep the k largest and raise the threshold. Memory is bounded by the tile, not by `latents`.
+//! row's threshold, then keep the k largest and raise the threshold. Memory is bounded by the tile, not by `latents`;
+//! a tile is as large as the measured speed allows ([`Pace`]).
 
+use std::cell::Cell;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use web_time::Instant;
 use wgpu::{Buffer, ComputePipeline};
 
 use super::TileParams;
 use super::sae_select::SaeSelect;
 use crate::error::check_len;
-use crate::gpu::{Dispatch, Gpu};
-use crate::source::{constant, with_constant};
-use crate::{Error, SaeShape, TopK, WeightType};
+use crate::gpu::{Dispatch, Gpu, Submitted};
+use crate::pace::Pace;
+use crate::tile_shape::{MAX_TILE_LATENTS, Speeds, TILE_SHAPES};
+use crate::{Cancel, Error, SaeShape, TopK, WeightType};
 
-pub const WGSL: &str = include_str!("../../wgsl/sae_encode.wgsl");
+pub const WGSL: &str = include_str!(concat!(env!("OUT_DIR"), "/sae_encode.wgsl"));
 
 /// Most tokens in a batch.
 const BATCH_TOKENS: u64 = 1024;
 /// Bytes of a batch's survivors.
 const SURVIVOR_BYTES: u64 = 64 << 20;
-/// Arithmetic of one submission: about 0.1 s at 300 GFLOP/s, far below the 2 s after which Windows resets a GPU.
-const TILE_FLOP: u64 = 1 << 35;
 
 /// How the work is cut. Every plan gives the same answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
     /// Latents in one buffer of weights.
     pub shard_latents: u32,
-    /// Latents in one submission.
+    /// Most latents in one submission.
     pub tile_latents: u32,
-    /// Tokens in one pass over the weights.
+    /// Most tokens in one pass over the weights.
     pub batch_tokens: u32,
 }
 
 impl Plan {
-    /// The largest pieces that stay within `max_binding_bytes` and the time one submission may take.
+    /// The largest pieces that stay within `max_binding_bytes`.
     ///
     /// # Errors
     /// [`Error::Size`] if even the smallest piece of weights is too large.
     pub fn new(shape: SaeShape, weight_type: WeightType, max_binding_bytes: u64) -> Result<Self, Error> {
-        let grain = u64::from(constant(WGSL, "TILE_LATENTS"));
-        let d_model = u64::from(shape.d_model);
-        let shard = max_binding_bytes / (d_model * weight_type.bytes()) / grain * grain;
+        let grain = u64::from(MAX_TILE_LATENTS);
+        let shard = max_binding_bytes / weight_type.row_bytes(shape.d_model) / grain * grain;
         if shard == 0 {
             let expected = format!("small enough for {grain} latents in {max_binding_bytes} bytes");
-            return Err(Error::Size { what: "d_model", given: d_model, expected });
+            return Err(Error::Size { what: "d_model", given: shape.d_model.into(), expected });
         }
-        let batch = BATCH_TOKENS.min(max_binding_bytes / (4 * d_model)).max(1);
-        let by_memory = SURVIVOR_BYTES.min(max_binding_bytes) / (8 * batch) - u64::from(shape.k);
-        let by_time = TILE_FLOP / (2 * batch * d_model);
-        let tile = (by_memory.min(by_time) / grain * grain).clamp(grain, shard);
+        let batch = BATCH_TOKENS.min(max_binding_bytes / (4 * u64::from(weight_type.width(shape.d_model)))).max(1);
         let all = u64::from(shape.latents).next_multiple_of(grain);
-        // All are at most `all` or `BATCH_TOKENS`.
-        Ok(Self {
-            shard_latents: shard.min(all) as u32,
-            tile_latents: tile.min(all) as u32,
-            batch_tokens: batch as u32,
-        })
+        let shard_latents = shard.min(all) as u32;
+        // Both are at most `all` or `BATCH_TOKENS`.
+        Ok(Self { shard_latents, tile_latents: shard_latents, batch_tokens: batch as u32 })
     }
 }
 
-/// One buffer of weights.
+/// One buffer of weights, and in int4 one of their scales.
 struct Shard {
-    first_latent: u32,
-    end_latent: u32,
+    latents: Range<u32>,
     weights: Buffer,
-}
-
-/// `sae_encode.wgsl` compiled for one number of tokens per thread.
-struct Variant {
-    tile_tokens: u32,
-    pipeline: ComputePipeline,
+    scales: Option<Buffer>,
 }
 
 /// A TopK SAE's encoder on the GPU: `z = TopK_k(ReLU((x - b_dec) W_encᵀ + b_enc))`.
@@ -81,11 +73,16 @@ pub struct SaeEncode {
     plan: Plan,
     weight_type: WeightType,
     shards: Vec<Shard>,
+    /// int8: `[latents]`. Else one word that nobody reads.
+    row_scales: Buffer,
     b_enc: Buffer,
-    b_dec: Buffer,
-    /// By rising number of tokens.
-    variants: Vec<Variant>,
+    /// `[d_model]`
+    b_dec: Vec<f32>,
+    /// Of [`TILE_SHAPES`], compiled when first used.
+    pipelines: [OnceLock<ComputePipeline>; TILE_SHAPES.len()],
     select: SaeSelect,
+    speeds: Speeds,
+    pace: Cell<Pace>,
 }
 
 impl SaeEncode {
@@ -101,24 +98,28 @@ impl SaeEncode {
     /// As [`Self::new`], cut as `plan` says.
     #[must_use]
     pub fn with_plan(gpu: &Gpu, shape: SaeShape, weight_type: WeightType, plan: Plan) -> Self {
-        let row_bytes = u64::from(shape.d_model) * weight_type.bytes();
-        let shards = (0..shape.latents)
-            .step_by(plan.shard_latents as usize)
-            .map(|first_latent| {
-                let end_latent = first_latent.saturating_add(plan.shard_latents).min(shape.latents);
-                let weights = gpu.storage("sae encoder.weight", u64::from(end_latent - first_latent) * row_bytes);
-                Shard { first_latent, end_latent, weights }
-            })
-            .collect();
+        let bytes = |rows: u32, row_bytes: u64| u64::from(rows) * row_bytes;
+        let shard = |first: u32| {
+            let latents = first..first.saturating_add(plan.shard_latents).min(shape.latents);
+            let rows = latents.end - latents.start;
+            let weights = gpu.storage("sae encoder.weight", bytes(rows, weight_type.row_bytes(shape.d_model)));
+            let scales = (weight_type == WeightType::Int4)
+                .then(|| gpu.storage("sae scales", bytes(rows, weight_type.scale_bytes(shape.d_model))));
+            Shard { latents, weights, scales }
+        };
+        let row_scales = if weight_type == WeightType::Int8 { shape.latents } else { 1 };
         Self {
             shape,
             plan,
             weight_type,
-            shards,
-            b_enc: gpu.storage("sae encoder.bias", 4 * u64::from(shape.latents)),
-            b_dec: gpu.storage("sae b_dec", 4 * u64::from(shape.d_model)),
-            variants: [1, 2, 4].map(|tokens_per_thread| Variant::new(gpu, weight_type, tokens_per_thread)).into(),
+            shards: (0..shape.latents).step_by(plan.shard_latents as usize).map(shard).collect(),
+            row_scales: gpu.storage("sae row scales", bytes(row_scales, 4)),
+            b_enc: gpu.storage("sae encoder.bias", bytes(shape.latents, 4)),
+            b_dec: vec![0.0; shape.d_model as usize],
+            pipelines: Default::default(),
             select: SaeSelect::new(gpu),
+            speeds: Speeds::default(),
+            pace: Cell::default(),
         }
     }
 
@@ -127,164 +128,234 @@ impl SaeEncode {
         self.shape
     }
 
-    /// Bytes of the whole weight matrix `[latents, d_model]`, as [`Self::write_weights`] takes them.
     #[must_use]
-    pub fn weight_bytes(&self) -> u64 {
-        self.shape.weights() as u64 * self.weight_type.bytes()
+    pub fn weight_type(&self) -> WeightType {
+        self.weight_type
     }
 
-    /// Writes a piece of the little-endian, row-major weight matrix that starts at the byte `offset`.
+    /// Bytes of the whole weight matrix `[latents, width]`, as [`Self::write_rows`] takes them.
+    #[must_use]
+    pub fn row_bytes(&self) -> u64 {
+        u64::from(self.shape.latents) * self.weight_type.row_bytes(self.shape.d_model)
+    }
+
+    /// Writes a piece of the packed, row-major weights `[latents, width]` that starts at the byte `offset`.
     ///
     /// # Errors
-    /// [`Error::Size`] if the piece leaves the matrix, or does not begin and end on whole words (only the last piece
-    /// may end within one).
-    pub fn write_weights(&self, gpu: &Gpu, offset: u64, piece: &[u8]) -> Result<(), Error> {
-        let (total, end) = (self.weight_bytes(), offset + piece.len() as u64);
-        if end > total {
-            return Err(Error::Size { what: "end of the weights", given: end, expected: format!("at most {total}") });
-        }
-        if !offset.is_multiple_of(4) || (!end.is_multiple_of(4) && end != total) {
-            let expected = "a multiple of 4, or the end of the weights".to_owned();
-            return Err(Error::Size { what: "offset of the weights", given: offset, expected });
-        }
-        let row_bytes = u64::from(self.shape.d_model) * self.weight_type.bytes();
-        for shard in &self.shards {
-            let shard_start = u64::from(shard.first_latent) * row_bytes;
-            let start = offset.max(shard_start);
-            let stop = end.min(u64::from(shard.end_latent) * row_bytes);
-            if start < stop {
-                // Both are within `piece`.
-                let part = &piece[(start - offset) as usize..(stop - offset) as usize];
-                write_words(gpu, &shard.weights, start - shard_start, part);
-            }
+    /// [`Error::Size`] if the piece leaves the matrix, or does not begin and end on whole words.
+    pub fn write_rows(&self, gpu: &Gpu, offset: u64, piece: &[u8]) -> Result<(), Error> {
+        check_piece("weights", offset, piece, self.row_bytes())?;
+        self.write_sharded(gpu, self.weight_type.row_bytes(self.shape.d_model), offset, piece, |shard| {
+            Some(&shard.weights)
+        });
+        Ok(())
+    }
+
+    /// Writes a piece of the scales: f32 `[latents]` in int8, f16 `[latents, width / 32]` in int4.
+    ///
+    /// # Errors
+    /// [`Error::Size`] if the piece leaves the scales, or does not begin on a whole word, or ends within one that is
+    /// not the last.
+    pub fn write_scales(&self, gpu: &Gpu, offset: u64, piece: &[u8]) -> Result<(), Error> {
+        let row_bytes = self.weight_type.scale_bytes(self.shape.d_model);
+        check_piece("scales", offset, piece, u64::from(self.shape.latents) * row_bytes)?;
+        if self.weight_type == WeightType::Int8 {
+            gpu.write(&self.row_scales, offset, piece);
+        } else {
+            self.write_sharded(gpu, row_bytes, offset, piece, |shard| shard.scales.as_ref());
         }
         Ok(())
+    }
+
+    fn write_sharded(
+        &self,
+        gpu: &Gpu,
+        row_bytes: u64,
+        offset: u64,
+        piece: &[u8],
+        buffer: impl Fn(&Shard) -> Option<&Buffer>,
+    ) {
+        let end = offset + piece.len() as u64;
+        for shard in &self.shards {
+            let first = u64::from(shard.latents.start) * row_bytes;
+            let (start, stop) = (offset.max(first), end.min(u64::from(shard.latents.end) * row_bytes));
+            if let (Some(buffer), true) = (buffer(shard), start < stop) {
+                // Both are within `piece`.
+                let part = &piece[(start - offset) as usize..(stop - offset) as usize];
+                write_words(gpu, buffer, start - first, part);
+            }
+        }
     }
 
     /// Writes `b_enc` `[latents]` and `b_dec` `[d_model]`.
     ///
     /// # Errors
     /// [`Error::Length`].
-    pub fn write_biases(&self, gpu: &Gpu, b_enc: &[f32], b_dec: &[f32]) -> Result<(), Error> {
+    pub fn write_biases(&mut self, gpu: &Gpu, b_enc: &[f32], b_dec: &[f32]) -> Result<(), Error> {
         check_len("b_enc [latents]", b_enc.len(), self.shape.latents as usize)?;
         check_len("b_dec [d_model]", b_dec.len(), self.shape.d_model as usize)?;
         gpu.write(&self.b_enc, 0, bytemuck::cast_slice(b_enc));
-        gpu.write(&self.b_dec, 0, bytemuck::cast_slice(b_dec));
+        self.b_dec = b_dec.to_vec();
         Ok(())
+    }
+
+    /// Uses these speeds from now on: those of an earlier [`Self::probe`] on the same adapter.
+    pub fn set_speeds(&mut self, speeds: Speeds) {
+        self.speeds = speeds;
+    }
+
+    /// Times every shape on the first shard, and uses the fastest from now on.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`]; [`Error::Gpu`], [`Error::Lost`], [`Error::OutOfMemory`].
+    pub async fn probe(&mut self, gpu: &Gpu, cancel: &Cancel) -> Result<Speeds, Error> {
+        let mut speeds = Speeds::default();
+        for (at, shape) in TILE_SHAPES.iter().enumerate() {
+            let batch = Batch::new(gpu, self, &vec![0.0; (shape.tokens() * self.width()) as usize], shape.tokens());
+            let mut seconds = f64::INFINITY;
+            // The first run compiles. Few latents then, the pace's share after.
+            for round in 0..3 {
+                cancel.check()?;
+                let grain = if round == 0 { MAX_TILE_LATENTS } else { self.tile_latents(&batch) };
+                let latents = 0..grain.min(self.shards[0].latents.end);
+                let work = self.work(shape.tokens(), latents.len() as u32);
+                let start = Instant::now();
+                gpu.wait(self.submit_tile(gpu, &batch, &self.shards[0], latents, at)).await?;
+                let took = start.elapsed().as_secs_f64();
+                if round > 0 {
+                    seconds = seconds.min(took / work);
+                    self.measured(work, took);
+                }
+            }
+            batch.destroy();
+            speeds.0[at] = seconds as f32;
+        }
+        self.speeds = speeds;
+        Ok(speeds)
     }
 
     /// The k largest activations of each token of `hidden` `[tokens, d_model]`.
     ///
     /// # Errors
-    /// [`Error::Length`], [`Error::NotFinite`]; [`Error::Gpu`], [`Error::Lost`].
-    pub async fn encode(&self, gpu: &Gpu, hidden: &[f32], tokens: u32) -> Result<TopK, Error> {
+    /// [`Error::Length`], [`Error::NotFinite`], [`Error::Cancelled`]; [`Error::Gpu`], [`Error::Lost`],
+    /// [`Error::OutOfMemory`].
+    pub async fn encode(&self, gpu: &Gpu, hidden: &[f32], tokens: u32, cancel: &Cancel) -> Result<TopK, Error> {
         self.shape.check_hidden(hidden, tokens)?;
+        let d_model = self.shape.d_model as usize;
         let mut top = TopK::empty(self.shape.k);
-        let batch_values = self.plan.batch_tokens as usize * self.shape.d_model as usize;
-        for batch in hidden.chunks(batch_values) {
-            self.encode_batch(gpu, batch, &mut top).await?;
+        while top.tokens < tokens {
+            let first = top.tokens;
+            let count = self.batch_tokens().min(tokens - first);
+            let rows = &hidden[first as usize * d_model..(first + count) as usize * d_model];
+            let centred = crate::cpu::sae_encode::centred(rows, &self.b_dec, self.width() as usize);
+            let batch = Batch::new(gpu, self, &centred, count);
+            let encoded = self.encode_batch(gpu, &batch, cancel).await;
+            batch.destroy();
+            let content = encoded?;
+            let (indices, acts) = content.split_at(content.len() / 2);
+            top.tokens += count;
+            top.top_indices.extend(bytemuck::pod_collect_to_vec::<u8, u32>(indices));
+            top.top_acts.extend(bytemuck::pod_collect_to_vec::<u8, f32>(acts));
         }
         Ok(top)
     }
 
-    /// One pass over the weights; appends to `top`.
-    async fn encode_batch(&self, gpu: &Gpu, hidden: &[f32], top: &mut TopK) -> Result<(), Error> {
-        // At most `batch_tokens`.
-        let tokens = (hidden.len() / self.shape.d_model as usize) as u32;
-        let batch = Batch::new(gpu, self, hidden, tokens);
+    /// One pass over the weights: the batch's `top`. Two tiles are on their way at any time.
+    async fn encode_batch(&self, gpu: &Gpu, batch: &Batch, cancel: &Cancel) -> Result<Vec<u8>, Error> {
+        let at = self.speeds.fastest(batch.tokens);
+        let mut clock = Instant::now();
+        let mut running: Option<(Submitted, f64)> = None;
         for shard in &self.shards {
-            for first_latent in (shard.first_latent..shard.end_latent).step_by(self.plan.tile_latents as usize) {
-                let end_latent = first_latent.saturating_add(self.plan.tile_latents).min(shard.end_latent);
-                self.submit_tile(gpu, &batch, shard, first_latent..end_latent);
+            let mut first = shard.latents.start;
+            while first < shard.latents.end {
+                cancel.check()?;
+                let latents = first..first.saturating_add(self.tile_latents(batch)).min(shard.latents.end);
+                first = latents.end;
+                let work = self.work(batch.tokens.next_multiple_of(TILE_SHAPES[at].tokens()), latents.len() as u32);
+                let submitted = self.submit_tile(gpu, batch, shard, latents, at);
+                if let Some((before, work)) = running.replace((submitted, work)) {
+                    gpu.wait(before).await?;
+                    self.measured(work, clock.elapsed().as_secs_f64());
+                    clock = Instant::now();
+                }
             }
         }
-        let values = tokens as usize * self.shape.k as usize;
-        let content = gpu.read(&batch.top, 8 * values as u64).await?;
-        batch.destroy();
-        let (indices, acts) = content.split_at(4 * values);
-        top.tokens += tokens;
-        top.top_indices.extend(bytemuck::pod_collect_to_vec::<u8, u32>(indices));
-        top.top_acts.extend(bytemuck::pod_collect_to_vec::<u8, f32>(acts));
-        Ok(())
+        let content = gpu.read(&batch.top, 8 * u64::from(batch.tokens) * u64::from(self.shape.k)).await?;
+        if let Some((_, work)) = running {
+            self.measured(work, clock.elapsed().as_secs_f64());
+        }
+        Ok(content)
     }
 
     /// Multiplies one tile of latents and selects.
-    fn submit_tile(&self, gpu: &Gpu, batch: &Batch, shard: &Shard, latents: std::ops::Range<u32>) {
-        let variant = self.variant(batch.tokens);
-        let tile_latents = constant(WGSL, "TILE_LATENTS");
+    fn submit_tile(&self, gpu: &Gpu, batch: &Batch, shard: &Shard, latents: Range<u32>, at: usize) -> Submitted {
+        let tile = TILE_SHAPES[at];
         let params = TileParams {
             tokens: batch.tokens,
-            d_model: self.shape.d_model,
+            width: self.width(),
             first_latent: latents.start,
             end_latent: latents.end,
-            shard_latent: shard.first_latent,
-            row_capacity: self.row_capacity(),
+            shard_latent: shard.latents.start,
+            row_capacity: self.shape.k + batch.tile_latents,
             k: self.shape.k,
             last_tile: u32::from(latents.end == self.shape.latents),
         };
         let params = gpu.uniform("sae tile", bytemuck::bytes_of(&params));
+        let compile = || gpu.pipeline(&format!("sae_encode shape {at}"), &tile.source(self.weight_type), "main");
         let encode = Dispatch {
-            pipeline: &variant.pipeline,
+            pipeline: self.pipelines[at].get_or_init(compile),
             bindings: &[
                 (0, &params),
-                (1, &batch.hidden),
-                (2, &self.b_dec),
-                (3, &shard.weights),
+                (1, &batch.centred),
+                (2, &shard.weights),
+                (3, shard.scales.as_ref().unwrap_or(&self.row_scales)),
                 (4, &self.b_enc),
                 (5, &batch.thresholds),
                 (6, &batch.counts),
                 (7, &batch.survivors),
             ],
-            groups: [latents.len().div_ceil(tile_latents as usize) as u32, batch.tokens.div_ceil(variant.tile_tokens)],
+            groups: [(latents.len() as u32).div_ceil(tile.latents()), batch.tokens.div_ceil(tile.tokens())],
         };
         let select_bindings =
             [(0, &params), (1, &batch.survivors), (2, &batch.counts), (3, &batch.thresholds), (4, &batch.top)];
-        gpu.submit("sae tile", &[encode, self.select.dispatch(batch.tokens, &select_bindings)]);
+        gpu.submit("sae tile", &[encode, self.select.dispatch(batch.tokens, &select_bindings)])
     }
 
-    /// Survivors a row has room for: those it kept and one whole tile.
-    fn row_capacity(&self) -> u32 {
-        self.shape.k + self.plan.tile_latents
+    /// Channels of a stored row.
+    fn width(&self) -> u32 {
+        self.weight_type.width(self.shape.d_model)
     }
 
-    /// The variant that computes least beyond `tokens`. Fewer tokens per thread reuse less of what they load: one that
-    /// loads twice as much is worth it only if it computes clearly less.
-    fn variant(&self, tokens: u32) -> &Variant {
-        let cost = |variant: &Variant| {
-            let computed = u64::from(tokens.next_multiple_of(variant.tile_tokens));
-            computed * (8 + u64::from(4 * self.variants[0].tile_tokens / variant.tile_tokens))
-        };
-        let mut best = &self.variants[0];
-        for variant in &self.variants[1..] {
-            if cost(variant) <= cost(best) {
-                best = variant;
-            }
-        }
-        best
+    /// Multiply-adds.
+    fn work(&self, tokens: u32, latents: u32) -> f64 {
+        f64::from(tokens) * f64::from(latents) * f64::from(self.width())
     }
-}
 
-impl Variant {
-    fn new(gpu: &Gpu, weight_type: WeightType, tokens_per_thread: u32) -> Self {
-        let source = variant_source(weight_type, tokens_per_thread);
-        Self {
-            tile_tokens: constant(WGSL, "SIDE") * tokens_per_thread,
-            pipeline: gpu.pipeline(&format!("sae_encode {tokens_per_thread} tokens per thread"), &source, "main"),
-        }
+    fn measured(&self, work: f64, seconds: f64) {
+        let mut pace = self.pace.get();
+        pace.measured(work, seconds);
+        self.pace.set(pace);
     }
-}
 
-/// `sae_encode.wgsl` with its `// host:` lines filled in.
-#[must_use]
-pub fn variant_source(weight_type: WeightType, tokens_per_thread: u32) -> String {
-    let source = with_constant(WGSL, "WEIGHTS_F16", &(weight_type == WeightType::F16).to_string());
-    with_constant(&source, "TOKENS_PER_THREAD", &tokens_per_thread.to_string())
+    /// Tokens of the next batch: as many as may pass the smallest tile in one submission.
+    fn batch_tokens(&self) -> u32 {
+        let by_time = self.pace.get().next_work() / self.work(1, MAX_TILE_LATENTS);
+        (by_time as u32).clamp(16, self.plan.batch_tokens.max(16)).min(self.plan.batch_tokens)
+    }
+
+    /// Latents of the next tile.
+    fn tile_latents(&self, batch: &Batch) -> u32 {
+        let by_time = (self.pace.get().next_work() / self.work(batch.tokens, 1)) as u32;
+        (by_time / MAX_TILE_LATENTS * MAX_TILE_LATENTS).max(MAX_TILE_LATENTS).min(batch.tile_latents)
+    }
 }
 
 /// Buffers of one pass over the weights.
 struct Batch {
     tokens: u32,
-    hidden: Buffer,
+    /// Most latents of a tile: a row has room for them and the k that were kept.
+    tile_latents: u32,
+    centred: Buffer,
     thresholds: Buffer,
     counts: Buffer,
     survivors: Buffer,
@@ -292,24 +363,42 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(gpu: &Gpu, sae: &SaeEncode, hidden: &[f32], tokens: u32) -> Self {
-        let rows = u64::from(tokens);
+    /// `centred`: `[tokens, width]`.
+    fn new(gpu: &Gpu, sae: &SaeEncode, centred: &[f32], tokens: u32) -> Self {
+        let (rows, k) = (u64::from(tokens), u64::from(sae.shape.k));
+        let by_memory = (SURVIVOR_BYTES / (8 * rows)).saturating_sub(k).max(u64::from(MAX_TILE_LATENTS));
+        let tile_latents = by_memory.min(u64::from(sae.plan.tile_latents.min(sae.plan.shard_latents)));
         Self {
             tokens,
-            hidden: gpu.storage_from("sae hidden", bytemuck::cast_slice(hidden)),
+            // At most a shard.
+            tile_latents: tile_latents as u32,
+            centred: gpu.storage_from("sae centred", bytemuck::cast_slice(centred)),
             thresholds: gpu.storage("sae thresholds", 4 * rows),
             counts: gpu.storage("sae counts", 4 * rows),
-            survivors: gpu.storage("sae survivors", 8 * rows * u64::from(sae.row_capacity())),
-            top: gpu.storage("sae top", 8 * rows * u64::from(sae.shape.k)),
+            survivors: gpu.storage("sae survivors", 8 * rows * (k + tile_latents)),
+            top: gpu.storage("sae top", 8 * rows * k),
         }
     }
 
     /// Frees the memory now; a browser would wait for its garbage collector.
     fn destroy(&self) {
-        for buffer in [&self.hidden, &self.thresholds, &self.counts, &self.survivors, &self.top] {
+        for buffer in [&self.centred, &self.thresholds, &self.counts, &self.survivors, &self.top] {
             buffer.destroy();
         }
     }
+}
+
+/// A piece lies within `total` bytes, and on whole words but for the end.
+fn check_piece(what: &'static str, offset: u64, piece: &[u8], total: u64) -> Result<(), Error> {
+    let end = offset.saturating_add(piece.len() as u64);
+    if end > total {
+        return Err(Error::Size { what, given: end, expected: format!("bytes up to {total}") });
+    }
+    if !offset.is_multiple_of(4) || (!end.is_multiple_of(4) && end != total) {
+        let expected = "pieces on whole words".to_owned();
+        return Err(Error::Size { what, given: offset, expected });
+    }
+    Ok(())
 }
 
 /// Writes bytes that may end within a word; the rest of that word becomes 0.
@@ -334,22 +423,23 @@ mod tests {
 
     #[test]
     fn shards_of_the_reference_sae_divide_as_designed() {
-        let shape = SaeShape::new(4096, 65_536, 256).unwrap();
-        let f32s = Plan::new(shape, WeightType::F32, DEFAULT_BINDING).unwrap();
-        let f16s = Plan::new(shape, WeightType::F16, DEFAULT_BINDING).unwrap();
-        assert_eq!((f32s.shard_latents, f16s.shard_latents), (8_192, 16_384));
+        let shape = SaeShape::new(4096, 131_072, 256).unwrap();
+        let shard = |weight_type| Plan::new(shape, weight_type, DEFAULT_BINDING).unwrap().shard_latents;
+        assert_eq!(WeightType::ALL.map(shard), [8_192, 16_384, 32_768, 65_536]);
     }
 
     #[test]
     fn a_plan_stays_within_the_default_limits() {
-        for (d_model, latents, k) in [(1, 1, 1), (192, 3_072, 32), (4_096, 65_536, 256), (8_192, 131_072, 256)] {
+        for (d_model, latents, k) in [(1, 1, 1), (192, 3_072, 32), (4_096, 65_536, 256), (8_192, 131_072, 1024)] {
             let shape = SaeShape::new(d_model, latents, k).unwrap();
-            let plan = Plan::new(shape, WeightType::F32, DEFAULT_BINDING).unwrap();
-            let batch = u64::from(plan.batch_tokens);
-            assert!(u64::from(plan.shard_latents) * u64::from(d_model) * 4 <= DEFAULT_BINDING);
-            assert!(batch * u64::from(d_model) * 4 <= DEFAULT_BINDING);
-            assert!(batch * u64::from(plan.tile_latents + k) * 8 <= DEFAULT_BINDING);
-            assert!(2 * batch * u64::from(plan.tile_latents) * u64::from(d_model) <= TILE_FLOP);
+            for weight_type in WeightType::ALL {
+                let plan = Plan::new(shape, weight_type, DEFAULT_BINDING).unwrap();
+                let (batch, shard) = (u64::from(plan.batch_tokens), u64::from(plan.shard_latents));
+                assert!(shard * weight_type.row_bytes(d_model) <= DEFAULT_BINDING);
+                assert!(shard * weight_type.scale_bytes(d_model) <= DEFAULT_BINDING);
+                assert!(batch * u64::from(weight_type.width(d_model)) * 4 <= DEFAULT_BINDING);
+                assert!(batch * u64::from(MAX_TILE_LATENTS + k) * 8 <= DEFAULT_BINDING);
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use wgpu::{Buffer, ComputePipeline};
 
 use crate::gpu::{Dispatch, Gpu};
 
-pub const WGSL: &str = include_str!("../../wgsl/sae_select.wgsl");
+pub const WGSL: &str = include_str!(concat!(env!("OUT_DIR"), "/sae_select.wgsl"));
 
 /// The kernel, compiled.
 pub(crate) struct SaeSelect {
@@ -30,6 +30,6 @@ mod tests {
 
     #[test]
     fn one_workgroup_holds_the_largest_k() {
-        assert_eq!(constant(WGSL, "THREADS"), MAX_K);
+        assert_eq!(constant(WGSL, "MAX_K"), MAX_K);
     }
 }

@@ -1,5 +1,7 @@
 //! What the kernel tests share: the two worlds, the device, random numbers and the f64 truth.
 
+use shaders::cpu::sae_encode::{SaeEncode as Twin, unpack};
+use shaders::pack::{Packed, pack};
 use shaders::{Gpu, SaeShape, TopK, WeightType};
 
 /// Runs async bodies `name(gpu)` as tests natively and in the browser.
@@ -59,7 +61,7 @@ fn say(line: &str) {
 pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -88,7 +90,9 @@ pub struct Problem {
     pub weight_type: WeightType,
     pub tokens: u32,
     pub hidden: Vec<f32>,
+    /// As they are after rounding to the type.
     pub weights: Vec<f32>,
+    pub packed: Packed,
     pub b_enc: Vec<f32>,
     pub b_dec: Vec<f32>,
 }
@@ -119,35 +123,50 @@ impl Problem {
     fn new(sizes: Sizes, mut numbers: impl FnMut(usize, f32) -> Vec<f32>) -> Self {
         let shape = SaeShape::new(sizes.d_model, sizes.latents, sizes.k).unwrap();
         let (d_model, latents) = (sizes.d_model as usize, sizes.latents as usize);
-        let mut weights = numbers(latents * d_model, 1.0);
-        if sizes.weight_type == WeightType::F16 {
-            for weight in &mut weights {
-                *weight = half::f16::from_f32(*weight).to_f32();
-            }
-        }
-        Self {
+        let weights = numbers(latents * d_model, 1.0);
+        let mut problem = Self {
             shape,
             weight_type: sizes.weight_type,
             tokens: sizes.tokens,
             hidden: numbers(sizes.tokens as usize * d_model, 1.0),
-            weights,
+            weights: Vec::new(),
+            packed: Packed { rows: Vec::new(), scales: Vec::new() },
             b_enc: numbers(latents, 0.5),
             b_dec: numbers(d_model, 0.5),
-        }
+        };
+        problem.set_weights(&weights);
+        problem
     }
 
-    pub fn weight_bytes(&self) -> Vec<u8> {
-        match self.weight_type {
-            WeightType::F32 => self.weights.iter().flat_map(|weight| weight.to_le_bytes()).collect(),
-            WeightType::F16 => {
-                self.weights.iter().flat_map(|&weight| half::f16::from_f32(weight).to_le_bytes()).collect()
-            }
-        }
+    /// Packs other weights `[latents, d_model]`.
+    pub fn set_weights(&mut self, weights: &[f32]) {
+        self.packed = pack(self.shape, self.weight_type, weights);
+        self.weights = (0..self.shape.latents as usize).flat_map(|latent| self.unpacked(latent)).collect();
     }
 
-    pub fn twin(&self) -> shaders::cpu::sae_encode::SaeEncode {
-        let tensors = (self.weights.clone(), self.b_enc.clone(), self.b_dec.clone());
-        shaders::cpu::sae_encode::SaeEncode::new(self.shape, tensors.0, tensors.1, tensors.2).unwrap()
+    /// A packed row as f32 `[d_model]`, its scale included.
+    fn unpacked(&self, latent: usize) -> Vec<f32> {
+        let d_model = self.shape.d_model;
+        let [row_bytes, scale_bytes] =
+            [self.weight_type.row_bytes(d_model), self.weight_type.scale_bytes(d_model)].map(|bytes| bytes as usize);
+        let rows = &self.packed.rows[latent * row_bytes..][..row_bytes];
+        let scales = &self.packed.scales[latent * scale_bytes..][..scale_bytes];
+        let mut row = vec![0.0; self.weight_type.width(d_model) as usize];
+        unpack(self.weight_type, rows, scales, &mut row);
+        if self.weight_type == WeightType::Int8 {
+            let scale = f32::from_le_bytes(scales.try_into().unwrap());
+            row.iter_mut().for_each(|weight| *weight *= scale);
+        }
+        row.truncate(d_model as usize);
+        row
+    }
+
+    pub fn twin(&self) -> Twin {
+        let mut twin = Twin::new(self.shape, self.weight_type).unwrap();
+        twin.write_rows(0, &self.packed.rows).unwrap();
+        twin.write_scales(0, &self.packed.scales).unwrap();
+        twin.write_biases(&self.b_enc, &self.b_dec).unwrap();
+        twin
     }
 
     pub fn answer_of_twin(&self) -> TopK {

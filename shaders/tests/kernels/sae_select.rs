@@ -2,7 +2,7 @@
 
 use shaders::cpu::sae_select::SaeSelect;
 use shaders::kernels::sae_encode::{Plan, SaeEncode};
-use shaders::{Gpu, SaeShape, TopK, WeightType};
+use shaders::{Cancel, Gpu, SaeShape, TopK, WeightType};
 
 use crate::common::{Random, sorted_top_k, two_worlds};
 
@@ -13,9 +13,9 @@ async fn select(gpu: &Gpu, activations: &[f32], k: u32) -> TopK {
     let latents = activations.len() as u32;
     let shape = SaeShape::new(1, latents, k).unwrap();
     let plan = Plan { shard_latents: latents.next_multiple_of(64), tile_latents: 512, batch_tokens: 2 };
-    let sae = SaeEncode::with_plan(gpu, shape, WeightType::F32, plan);
+    let mut sae = SaeEncode::with_plan(gpu, shape, WeightType::F32, plan);
     sae.write_biases(gpu, activations, &[0.0]).unwrap();
-    sae.encode(gpu, &[0.0, 0.0, 0.0], 3).await.unwrap()
+    sae.encode(gpu, &[0.0, 0.0, 0.0], 3, &Cancel::default()).await.unwrap()
 }
 
 fn select_on_cpu(activations: &[f32], k: u32) -> (Vec<u32>, Vec<f32>) {
@@ -41,7 +41,7 @@ async fn check(gpu: &Gpu, activations: &[f32], k: u32) {
 async fn equal_activations_go_to_the_lower_latent(gpu: Gpu) {
     let mut random = Random(2);
     let few_values: Vec<f32> = random.wholes(1500, 3);
-    for k in [1, 31, 256] {
+    for k in [1, 31, 256, 1024] {
         check(&gpu, &[1.0; 1500], k).await;
         check(&gpu, &few_values, k).await;
     }

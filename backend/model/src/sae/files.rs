@@ -135,6 +135,66 @@ impl SaeFile {
         self.activation
     }
 
+    pub fn normalisation(&self) -> Normalisation {
+        self.normalisation
+    }
+
+    /// False in some SAELens files: the encoder reads the hidden state as it is.
+    pub fn subtracts_b_dec(&self) -> bool {
+        self.subtract_b_dec
+    }
+
+    /// The file with the weights.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Encoder weights of some latents (all below [`Self::latents`]) as `[latents, d_in]` in `rows`, whose old content
+    /// goes. The file's factors are folded in, as in [`Sae`](super::Sae): with [`Self::biases`] these are the rows of
+    /// `(x − b_dec) W_encᵀ + b_enc`. The file's pages are given back, so that reading row after row takes no memory.
+    pub fn encoder_rows(&self, latents: Range<usize>, rows: &mut Vec<f32>) {
+        let d = self.config.d_in;
+        if self.by_latent {
+            self.read_rows(&self.encoder, latents.clone(), rows);
+        } else {
+            let mut columns = Vec::new();
+            let Tile { weights, latent_stride, input_stride } = self.encoder_tile(latents.clone(), &mut columns);
+            rows.clear();
+            for latent in 0..latents.len() {
+                rows.extend((0..d).map(|i| weights[latent * latent_stride + i * input_stride]));
+            }
+        }
+        for (latent, row) in latents.zip(rows.chunks_exact_mut(d)) {
+            let factor = self.gains.get(latent).copied().unwrap_or(1.0) * self.scale;
+            if factor != 1.0 {
+                row.iter_mut().for_each(|value| *value *= factor);
+            }
+        }
+    }
+
+    /// The same of the decoder: with [`Self::biases`] a reconstruction is `z · rows + b_dec`.
+    pub fn decoder_rows(&self, latents: Range<usize>, rows: &mut Vec<f32>) {
+        self.read_rows(&self.w_dec, latents.clone(), rows);
+        self.fold_decoder(latents.start, rows);
+    }
+
+    /// `b_enc [latents]` and `b_dec [d_in]` with the file's factors folded in.
+    pub fn biases(&self) -> (Vec<f32>, Vec<f32>) {
+        let mut encoder = self.encoder_bias.clone();
+        encoder.iter_mut().zip(&self.gains).for_each(|(bias, gain)| *bias *= gain);
+        (encoder, self.b_dec.iter().map(|value| value / self.scale).collect())
+    }
+
+    /// Fills `rows` from a tensor that is `[latents, d_in]` in the file.
+    fn read_rows(&self, tensor: &Stored, latents: Range<usize>, rows: &mut Vec<f32>) {
+        let row_bytes = self.config.d_in * size_of_dtype(tensor.dtype);
+        let start = tensor.bytes.start;
+        let bytes = start + latents.start * row_bytes..start + latents.end * row_bytes;
+        rows.resize(latents.len() * self.config.d_in, 0.0);
+        widen(&self.map[bytes.clone()], tensor.dtype, rows);
+        self.release(bytes);
+    }
+
     /// An error about the file with the weights.
     pub(super) fn bad(&self, reason: impl std::fmt::Display) -> Error {
         Error::bad_file(&self.path, reason)
@@ -155,7 +215,7 @@ impl SaeFile {
             all_finite(values)
         });
         let finite = finite.reduce(|| true, |a, b| a & b);
-        self.release(tensor);
+        self.release(tensor.bytes.clone());
         if finite { Ok(values) } else { Err(not_finite(&self.path, &tensor.name)) }
     }
 
@@ -202,12 +262,13 @@ impl SaeFile {
         }
     }
 
-    /// The counterpart of [`Self::fold_encoder`]. A row of norm 0 stays: its latent is never active.
-    pub(super) fn fold_decoder(&self, values: &mut [f32]) {
+    /// The counterpart of [`Self::fold_encoder`], of the rows from `first` on. A row of norm 0 stays: its latent is
+    /// never active.
+    pub(super) fn fold_decoder(&self, first: usize, values: &mut [f32]) {
         if self.scale == 1.0 && self.gains.is_empty() {
             return;
         }
-        for (latent, row) in values.chunks_exact_mut(self.d_in()).enumerate() {
+        for (latent, row) in (first..).zip(values.chunks_exact_mut(self.d_in())) {
             let gain = self.gains.get(latent).copied().filter(|gain| *gain > 0.0).unwrap_or(1.0);
             let divisor = gain * self.scale;
             row.iter_mut().for_each(|value| *value /= divisor);
@@ -225,21 +286,21 @@ impl SaeFile {
             (squares.sqrt() / f64::from(self.scale)) as f32
         };
         let norms: Vec<f32> = rows.map_init(|| vec![0.0; d], norm).collect();
-        self.release(&self.w_dec);
+        self.release(self.w_dec.bytes.clone());
         if all_finite(&norms) { Ok(norms) } else { Err(not_finite(&self.path, "W_dec")) }
     }
 
-    /// Tells the system that a tensor's pages are not needed any more: what has been loaded does not add up.
-    fn release(&self, tensor: &Stored) {
+    /// Tells the system that pages of the map are not needed any more: what has been loaded does not add up.
+    fn release(&self, bytes: Range<usize>) {
         #[cfg(unix)]
         {
-            let (offset, length) = (tensor.bytes.start, tensor.bytes.len());
+            let (offset, length) = (bytes.start, bytes.len());
             // SAFETY: the map is read-only and backed by a file: a page that is dropped is read again.
             // A refusal costs memory, not correctness.
             let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, length) };
         }
         #[cfg(not(unix))]
-        let _ = tensor;
+        let _ = bytes;
     }
 }
 

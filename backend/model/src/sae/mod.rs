@@ -152,10 +152,8 @@ impl<B: Backend> Sae<B> {
             Tensor::<B, 2>::from_data(TensorData::new(encoder, [d, latents]), device)
         };
         let mut w_dec = file.values(&file.w_dec)?;
-        file.fold_decoder(&mut w_dec);
-        let mut encoder_bias = file.encoder_bias.clone();
-        encoder_bias.iter_mut().zip(&file.gains).for_each(|(bias, gain)| *bias *= gain);
-        let b_dec = file.b_dec.iter().map(|value| value / file.scale).collect();
+        file.fold_decoder(0, &mut w_dec);
+        let (encoder_bias, b_dec) = file.biases();
         Ok(Self {
             config: file.config().clone(),
             encoder,

@@ -1,4 +1,6 @@
-//! The files of `fixtures/parity/` (made by `fixtures/make_parity.py`), and how results are compared with them.
+//! The files of `fixtures/parity/` (made by `fixtures/make_parity.py` and `make_parity_more.py`), and how results are
+//! compared with them.
+#![allow(dead_code)] // each test binary uses its own part
 
 use image::{DynamicImage, RgbImage};
 use model::{Cpu, EditOp, Lmm, PromptInput, picture::decode_picture};
@@ -108,6 +110,7 @@ pub fn op_from_name(name: &str, value: f32) -> EditOp {
     match name {
         "clamp" => EditOp::Clamp(value),
         "add" => EditOp::Add(value),
+        "orthogonal" => EditOp::Orthogonal(value),
         "ablate" => EditOp::Ablate,
         other => panic!("cases.json has an unknown edit `{other}`"),
     }
@@ -188,14 +191,49 @@ pub fn levels_from_values(values: &[f32], side: usize) -> Vec<f32> {
     levels
 }
 
-/// `goldens.safetensors`.
+/// `more.json`.
+#[derive(Deserialize)]
+pub struct MoreCases {
+    /// Words of a lens at each position.
+    pub words: usize,
+    /// A picture whose stages are stored.
+    pub large: String,
+    pub lenses: Vec<LensCase>,
+    pub steer: Vec<MoreSteerCase>,
+}
+
+#[derive(Deserialize)]
+pub struct LensCase {
+    pub key: String,
+    pub picture: Option<String>,
+    pub question: String,
+}
+
+/// Forms of steering at a hook point of its own.
+#[derive(Deserialize)]
+pub struct MoreSteerCase {
+    pub hook: String,
+    pub picture: Option<String>,
+    pub question: String,
+    pub forms: BTreeMap<String, Form>,
+}
+
+pub fn more_cases() -> MoreCases {
+    serde_json::from_slice(&std::fs::read(folder().join("more.json")).unwrap()).unwrap()
+}
+
+/// `goldens.safetensors` or `more.safetensors`.
 pub struct Goldens {
     bytes: Vec<u8>,
 }
 
 impl Goldens {
     pub fn load() -> Self {
-        Self { bytes: std::fs::read(folder().join("goldens.safetensors")).unwrap() }
+        Self::open("goldens.safetensors")
+    }
+
+    pub fn open(name: &str) -> Self {
+        Self { bytes: std::fs::read(folder().join(name)).unwrap() }
     }
 
     fn tensor(&self, key: &str, dtype: Dtype) -> (Vec<usize>, Vec<[u8; 4]>) {

@@ -8,6 +8,7 @@ use super::tower::seeds;
 use super::words::SceneWords;
 use anyhow::{Context, Result};
 use api::{Picture, PictureObject, Rect};
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use image::{DynamicImage, RgbImage, RgbaImage};
 use model::{Lmm, PromptInput, Sae, SpanKind, TopK};
@@ -239,6 +240,15 @@ impl Variance {
     }
 }
 
+/// Hidden states of the base picture's patches, `[patches, d_model]`.
+pub fn picture_hidden<B: Backend>(lmm: &Lmm<B>, layer: usize, picture: &RgbImage) -> Result<Tensor<B, 2>> {
+    let input =
+        PromptInput { text: CACHE_PROMPT.into(), chat: false, image: Some(DynamicImage::ImageRgb8(picture.clone())) };
+    let prepared = lmm.prepare(&input)?;
+    let base = prepared.spans.iter().find(|span| span.kind == SpanKind::Base).context("no picture tokens")?;
+    Ok(lmm.hidden_at(&prepared, layer)?.narrow(0, base.range.start, base.range.len()))
+}
+
 /// Features of the base picture's patches, `[patches, k]`; what the SAE leaves over is added to `variance`.
 pub fn encode_picture<B: Backend>(
     lmm: &Lmm<B>,
@@ -247,11 +257,7 @@ pub fn encode_picture<B: Backend>(
     picture: &RgbImage,
     variance: &mut Variance,
 ) -> Result<TopK> {
-    let input =
-        PromptInput { text: CACHE_PROMPT.into(), chat: false, image: Some(DynamicImage::ImageRgb8(picture.clone())) };
-    let prepared = lmm.prepare(&input)?;
-    let base = prepared.spans.iter().find(|span| span.kind == SpanKind::Base).context("no picture tokens")?;
-    let hidden = lmm.hidden_at(&prepared, layer)?.narrow(0, base.range.start, base.range.len());
+    let hidden = picture_hidden(lmm, layer, picture)?;
     let [_, d_model] = hidden.dims();
     let z = sae.encode(hidden.clone());
     let residual = hidden.clone() - sae.decode(&z);

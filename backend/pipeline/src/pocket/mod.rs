@@ -1,7 +1,7 @@
 //! `lmm-scope pocket`: builds the embedded demo from scratch, stage by stage. Every stage resumes after a kill.
 //!
 //! ```text
-//! pack ─▶ train-tower ─▶ train-text ─▶ train-lmm ─▶ train-sae ─▶ index ─▶ report
+//! pack ─▶ train-tower ─▶ train-text ─▶ train-lmm ─▶ train-sae ─▶ index ─▶ shards ─▶ report
 //! ```
 
 pub mod cache;
@@ -18,6 +18,7 @@ pub mod plan;
 pub mod report;
 pub mod sae;
 pub mod scene;
+pub mod shards;
 pub mod sprites;
 pub mod tower;
 pub mod trainer;
@@ -54,14 +55,16 @@ pub enum Stage {
     TrainSae,
     /// Statistics, examples, labels, neighbours.
     Index,
+    /// The autoencoder as browsers fetch it.
+    Shards,
     /// Accuracies and tables, written to --report.
     Report,
 }
 
 impl Stage {
     /// Everything after the two packs, whose results are committed.
-    const BUILD: [Self; 6] =
-        [Self::TrainTower, Self::TrainText, Self::TrainLmm, Self::TrainSae, Self::Index, Self::Report];
+    const BUILD: [Self; 7] =
+        [Self::TrainTower, Self::TrainText, Self::TrainLmm, Self::TrainSae, Self::Index, Self::Shards, Self::Report];
 }
 
 /// `lmm-scope pocket`
@@ -215,6 +218,7 @@ fn run_stage<B: AutodiffBackend>(
             credits::write_credits(&args.sprites.join(names::SPRITES), &photographs, out)?;
             index::index::<B::InnerBackend>(plan, sprites, &photographs, out, "f32 (weights f16)", device)
         }
+        Stage::Shards => shards::write_shards::<B::InnerBackend>(plan, sprites, out, device),
         Stage::Report => {
             let paths = report::Paths { work, out, photographs: &args.sprites.join(PHOTOGRAPHS), doc: &args.report() };
             report::report::<B::InnerBackend>(plan, sprites, &paths, device)

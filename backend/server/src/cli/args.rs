@@ -34,12 +34,12 @@ pub struct RunArgs {
 #[group(required = true, multiple = false)]
 pub struct PromptArgs {
     /// A person's turn; goes through the checkpoint's chat template, the picture before the words.
-    #[arg(long, env = "LMM_SCOPE_PROMPT", value_name = "TEXT")]
+    #[arg(long, env = "LMM_SCOPE_PROMPT", value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
 
     /// Given to the tokenizer as it stands, which adds its usual special tokens and knows those written in the text;
     /// `<image>` is the place of the picture.
-    #[arg(long, env = "LMM_SCOPE_RAW_PROMPT", value_name = "TEXT")]
+    #[arg(long, env = "LMM_SCOPE_RAW_PROMPT", value_name = "TEXT", allow_hyphen_values = true)]
     pub raw_prompt: Option<String>,
 }
 

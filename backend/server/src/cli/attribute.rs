@@ -8,9 +8,10 @@ use super::{
     output::{NamedTensor, Output, print, print_json},
     progress::Progress,
     provenance::RunProvenance,
-    setup::Setup,
+    setup::{Setup, name_culprit, open_sae},
 };
 use burn::tensor::backend::Backend;
+use clap::builder::BoolishValueParser;
 use model::{
     Lmm, Sae,
     attribution::{AttributeOptions, Attribution, attribute},
@@ -28,15 +29,16 @@ pub struct AttributeArgs {
     #[command(flatten)]
     run: RunArgs,
 
-    /// Folder of the SAE: that of the hook point, or one that holds exactly one hook point.
-    #[arg(long, env = "LMM_SCOPE_SAE", value_name = "DIR")]
+    /// Folder of the SAE: that of the hook point, or one that holds it; or the id of a repository on the Hugging Face Hub
+    /// (owner/name), of which the main branch is taken.
+    #[arg(long, env = "LMM_SCOPE_SAE", value_name = "DIR|HF_ID")]
     sae: PathBuf,
 
     #[command(flatten)]
     words: WordArgs,
 
     /// Add what the SAE does not reconstruct back to the stream.
-    #[arg(long, env = "LMM_SCOPE_KEEP_ERROR")]
+    #[arg(long, env = "LMM_SCOPE_KEEP_ERROR", value_parser = BoolishValueParser::new())]
     keep_error: bool,
 
     /// Remove the n features with the largest attributions one by one, and measure what that changes.
@@ -59,7 +61,7 @@ pub struct AttributeArgs {
     out: PathBuf,
 
     /// Print one JSON object.
-    #[arg(long, env = "LMM_SCOPE_JSON")]
+    #[arg(long, env = "LMM_SCOPE_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 
@@ -67,12 +69,12 @@ pub struct AttributeArgs {
 #[derive(Debug, Clone, clap::Args)]
 struct WordArgs {
     /// The answer; its first token counts.
-    #[arg(long, env = "LMM_SCOPE_ANSWER", value_name = "TEXT", requires = "baseline",
+    #[arg(long, env = "LMM_SCOPE_ANSWER", value_name = "TEXT", allow_hyphen_values = true, requires = "baseline",
         required_unless_present = "answer_id", conflicts_with_all = ["answer_id", "baseline_id"])]
     answer: Option<String>,
 
     /// The answer it is compared with; its first token counts.
-    #[arg(long, env = "LMM_SCOPE_BASELINE", value_name = "TEXT", requires = "answer")]
+    #[arg(long, env = "LMM_SCOPE_BASELINE", value_name = "TEXT", allow_hyphen_values = true, requires = "answer")]
     baseline: Option<String>,
 
     /// Id of the answer's token.
@@ -174,6 +176,7 @@ struct EffectReport {
     measured: f32,
 }
 
+/// Through the blocks after the hook point, as they were run; verification not counted.
 #[derive(Debug, Serialize)]
 struct PassesReport {
     forward: usize,
@@ -200,18 +203,23 @@ struct Attribute {
 /// Bad input, in one line.
 pub fn run(args: AttributeArgs) -> Result<(), CliError> {
     let output = Output::check(&args.out)?;
-    let setup = Setup::check(args.run)?;
-    if matches!(setup.hook, Hook::Vision(_)) {
-        return Err(CliError::flag("--hook", format!("{}: attribution needs a language block", setup.hook)));
+    let (hook, _) = args.run.hook.named();
+    if matches!(hook, Hook::Vision(_)) {
+        return Err(CliError::flag("--hook", format!("{hook}: attribution needs a language block")));
     }
-    let [answer, baseline] = args.words.words(setup.config.text_config.vocab_size)?;
-    let (sae, latents) = setup.check_sae(&args.sae)?;
+    // Before the model, which may have to be fetched.
+    let (sae, file) = open_sae(&args.sae, Some(hook))?;
+    let latents = file.latents();
     if let Some(feature) = args.map {
         check_feature("--map", feature, latents)?;
     }
     if args.verify > latents {
         return Err(CliError::flag("--verify", format!("{} features of an SAE of {latents} latents", args.verify)));
     }
+    let setup = Setup::check(args.run)?;
+    setup.check_sae(&sae, &file)?;
+    drop(file);
+    let [answer, baseline] = args.words.words(setup.config.text_config.vocab_size)?;
     let job = Attribute {
         setup,
         output,
@@ -224,7 +232,8 @@ pub fn run(args: AttributeArgs) -> Result<(), CliError> {
         top: args.top,
         json: args.json,
     };
-    run_on(job.setup.device, job)
+    let (device, checkpoint) = (job.setup.device, job.setup.folder.clone());
+    run_on(device, job).map_err(|error| name_culprit(error, &checkpoint))
 }
 
 impl OnBackend for Attribute {

@@ -9,11 +9,25 @@ pub trait OnBackend {
     fn run<B: Backend>(self, device: &B::Device) -> Result<(), CliError>;
 }
 
-/// Fails if this build cannot compute there.
+/// Fails if nothing can be computed there.
 pub fn check_device(device: Device) -> Result<(), CliError> {
     match device {
-        Device::Cuda(_) if !cfg!(feature = "cuda") => Err(no_cuda()),
-        _ => Ok(()),
+        Device::Cpu => Ok(()),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(number) => check_card(device, &burn::backend::cuda::CudaDevice::new(number)),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(_) => Err(no_cuda()),
+    }
+}
+
+/// Computes something: a driver or a card that is missing is a panic in the libraries that look for it.
+#[cfg(feature = "cuda")]
+fn check_card(device: Device, card: &burn::backend::cuda::CudaDevice) -> Result<(), CliError> {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    let computed = AssertUnwindSafe(|| burn::tensor::Tensor::<model::Cuda, 1>::ones([8], card).sum().into_data());
+    match catch_unwind(computed) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(CliError::flag("--device", format!("{device} cannot be used: {}", super::first_panic()))),
     }
 }
 
@@ -28,6 +42,7 @@ pub fn run_on(device: Device, work: impl OnBackend) -> Result<(), CliError> {
     }
 }
 
+#[cfg(not(feature = "cuda"))]
 fn no_cuda() -> CliError {
     CliError::flag("--device", "this build has no CUDA; build with --features cuda")
 }

@@ -17,6 +17,8 @@ pub enum CliError {
     Picture { path: PathBuf, source: PictureError },
     #[error("{0}")]
     Model(#[from] model::Error),
+    #[error("{0}")]
+    Quantize(#[from] pipeline::quantize::QuantizeError),
     #[error("the answer cannot be written to the standard output: {0}")]
     Stdout(io::Error),
     #[error("this is a bug, please report it with the command and its files: {0}")]

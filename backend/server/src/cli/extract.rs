@@ -7,10 +7,11 @@ use super::{
     output::{NamedTensor, Output, print, print_json},
     progress::Progress,
     provenance::RunProvenance,
-    setup::{Setup, token_spans},
+    setup::{Setup, name_culprit, token_spans},
 };
 use api::TokenSpan;
 use burn::tensor::{Tensor, backend::Backend};
+use clap::builder::BoolishValueParser;
 use model::{
     Lmm, Prepared,
     hook::Hook,
@@ -31,13 +32,13 @@ pub struct ExtractArgs {
     out: PathBuf,
 
     /// Also write the n likeliest words of each position: by the final norm and unembedding of its hidden state, and
-    /// by the vocabulary embeddings nearest to each picture position.
+    /// by the vocabulary embeddings nearest to each picture position; at a vision hook point by the latter alone.
     #[arg(long, env = "LMM_SCOPE_LENS", value_name = "N", default_value = "0", value_parser = count,
         allow_negative_numbers = true)]
     lens: usize,
 
     /// Print one JSON object.
-    #[arg(long, env = "LMM_SCOPE_JSON")]
+    #[arg(long, env = "LMM_SCOPE_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 
@@ -61,7 +62,7 @@ struct Report {
 
 #[derive(Debug, Serialize)]
 struct LensReport {
-    /// Per token, likeliest first.
+    /// Per token, likeliest first; at a vision hook point, none.
     logit: Vec<Vec<Word>>,
     /// Per picture position, nearest first; without a picture, none.
     embedding: Vec<Vec<Word>>,
@@ -86,15 +87,13 @@ struct Extract {
 pub fn run(args: ExtractArgs) -> Result<(), CliError> {
     let output = Output::check(&args.out)?;
     let setup = Setup::check(args.run)?;
-    if args.lens > 0 && matches!(setup.hook, Hook::Vision(_)) {
-        let reason = format!("{} is in the vision tower, which has no words; name a language block", setup.hook);
-        return Err(CliError::flag("--lens", reason));
-    }
     let words = setup.config.text_config.vocab_size;
     if args.lens > words {
         return Err(CliError::flag("--lens", format!("{} words of a vocabulary of {words}", args.lens)));
     }
-    run_on(setup.device, Extract { setup, output, lens: args.lens, json: args.json })
+    let (device, checkpoint) = (setup.device, setup.folder.clone());
+    let job = Extract { setup, output, lens: args.lens, json: args.json };
+    run_on(device, job).map_err(|error| name_culprit(error, &checkpoint))
 }
 
 impl OnBackend for Extract {
@@ -143,15 +142,17 @@ impl Extract {
         if self.lens == 0 {
             return Ok(None);
         }
-        let picture = prepared.pixels.is_some();
+        let (language, picture) = (matches!(self.setup.hook, Hook::Block(_)), prepared.pixels.is_some());
+        let logit = language.then(|| logit_lens(lmm, hidden, self.lens)).transpose()?;
         let embedding = picture.then(|| embedding_lens(lmm, prepared, self.lens)).transpose()?;
-        Ok(Some(Lenses { logit: logit_lens(lmm, hidden, self.lens)?, embedding }))
+        Ok(Some(Lenses { logit, embedding }))
     }
 }
 
 /// Words that positions resemble.
 struct Lenses {
-    logit: Lens,
+    /// Only at the language model's hook points: the vision tower has no words.
+    logit: Option<Lens>,
     /// Only with a picture.
     embedding: Option<Lens>,
 }
@@ -163,7 +164,9 @@ impl Lenses {
             tensors.push(NamedTensor::ids(ids, &shape, &lens.ids));
             tensors.push(NamedTensor::f32(scores, &shape, &lens.scores));
         };
-        add(&self.logit, "lens_logit_ids", "lens_logit_scores");
+        if let Some(logit) = &self.logit {
+            add(logit, "lens_logit_ids", "lens_logit_scores");
+        }
         if let Some(embedding) = &self.embedding {
             add(embedding, "lens_embedding_ids", "lens_embedding_scores");
         }
@@ -175,7 +178,15 @@ impl Lenses {
             let word = |&(id, score): &(u32, f32)| Word { token: lmm.token_text(id), id, score };
             words.chunks(lens.n.max(1)).map(|row| row.iter().map(word).collect()).collect()
         };
-        LensReport { logit: rows(&self.logit), embedding: self.embedding.as_ref().map(rows).unwrap_or_default() }
+        let rows = |lens: &Option<Lens>| lens.as_ref().map(rows).unwrap_or_default();
+        LensReport { logit: rows(&self.logit), embedding: rows(&self.embedding) }
+    }
+}
+
+impl LensReport {
+    /// What people see of it.
+    fn shown(&self) -> &[Vec<Word>] {
+        if self.logit.is_empty() { &self.embedding } else { &self.logit }
     }
 }
 
@@ -194,7 +205,7 @@ impl Report {
 
     fn for_people(&self) -> String {
         let mut lines = Vec::new();
-        for (position, words) in self.lens.iter().flat_map(|lens| lens.logit.iter().enumerate()) {
+        for (position, words) in self.lens.iter().flat_map(|lens| lens.shown().iter().enumerate()) {
             let words: Vec<String> = words.iter().map(|word| format!("{:?} {:.3}", word.token, word.score)).collect();
             lines.push(format!("{position:>5}  {}", words.join("  ")));
         }

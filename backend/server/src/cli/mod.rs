@@ -1,4 +1,4 @@
-//! The experiments from the shell: `lmm-scope extract`, `encode`, `steer`, `attribute`.
+//! The experiments from the shell: `lmm-scope extract`, `encode`, `steer`, `attribute`, `quantize`.
 //!
 //! A command is arguments → checks of everything that is cheap ([`setup`]) → weights → numbers → a file that appears
 //! under its final name when it is whole ([`output`]). Nothing is loaded for a mistake that the flags, `config.json`
@@ -14,6 +14,7 @@ mod features;
 mod output;
 mod progress;
 mod provenance;
+mod quantize;
 mod setup;
 mod steer;
 
@@ -21,6 +22,7 @@ pub use attribute::AttributeArgs;
 pub use encode::EncodeArgs;
 pub use error::CliError;
 pub use extract::ExtractArgs;
+pub use quantize::QuantizeArgs;
 pub use steer::SteerArgs;
 
 use std::{
@@ -39,6 +41,8 @@ pub enum Command {
     Steer(Box<SteerArgs>),
     /// Say which features speak for an answer and which for another.
     Attribute(Box<AttributeArgs>),
+    /// Write an SAE as browsers fetch it: in pieces, with fewer bits if they like.
+    Quantize(Box<QuantizeArgs>),
 }
 
 /// Runs one command to its end.
@@ -54,6 +58,7 @@ pub fn run(command: Command) -> Result<(), CliError> {
         Command::Encode(args) => encode::run(&args),
         Command::Steer(args) => steer::run(*args),
         Command::Attribute(args) => attribute::run(*args),
+        Command::Quantize(args) => quantize::run(&args),
     });
     catch_unwind(work).unwrap_or_else(|_| Err(CliError::Bug(first_panic())))
 }

@@ -42,7 +42,7 @@ pub struct Output {
 
 impl Output {
     /// # Errors
-    /// When the folder does not exist, or a folder has the file's name.
+    /// When the folder does not exist, or something else than a file has the file's name.
     pub fn check(path: &Path) -> Result<Self, CliError> {
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
@@ -50,6 +50,9 @@ impl Output {
         };
         if path.is_dir() {
             return Err(CliError::file(path, "--out names a folder; name a file in it"));
+        }
+        if path.exists() && !path.is_file() {
+            return Err(CliError::file(path, "--out names something that is not a file; name a file"));
         }
         let name = path.file_name().ok_or_else(|| CliError::file(path, "--out does not name a file"))?;
         if !folder.is_dir() {
@@ -156,5 +159,12 @@ mod tests {
         assert!(error.contains("no folder"), "{error}");
         assert!(Output::check(Path::new("out.safetensors")).is_ok(), "the working folder");
         assert!(Output::check(Path::new("..")).is_err());
+        #[cfg(unix)]
+        {
+            let socket = folder.path().join("socket");
+            let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+            let error = Output::check(&socket).unwrap_err().to_string();
+            assert!(error.contains("not a file"), "{error}");
+        }
     }
 }

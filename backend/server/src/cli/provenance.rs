@@ -1,7 +1,10 @@
 //! Where a command's numbers come from: everything needed to make them again.
 
 use super::{CliError, setup::Setup};
-use crate::revision::{self, Unreadable, digits};
+use crate::{
+    engine::Device,
+    revision::{self, Unreadable, digits},
+};
 use model::Prepared;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -50,6 +53,11 @@ impl RunProvenance {
             ..api::Provenance::default()
         };
         Ok(Self { numbers, hook: None, device: "cpu".into(), version: env!("CARGO_PKG_VERSION") })
+    }
+
+    /// The same of what another device computed.
+    pub fn computed_on(self, device: Device) -> Self {
+        Self { device: device.to_string(), ..self }
     }
 
     /// As it goes into a file's metadata.

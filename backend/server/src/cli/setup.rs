@@ -1,7 +1,11 @@
 //! What the flags name, checked as far as that goes without weights; then the weights.
 
 use super::{CliError, args::RunArgs, device::check_device, progress::Progress, provenance::picture_name};
-use crate::{config::ComputeArgs, engine::Device, picture::decode_picture};
+use crate::{
+    config::ComputeArgs,
+    engine::{Device, reads_another_hook},
+    picture::decode_picture,
+};
 use api::{TokenKind, TokenSpan};
 use burn::tensor::backend::Backend;
 use image::DynamicImage;
@@ -78,29 +82,58 @@ impl Setup {
         Ok((lmm, prepared))
     }
 
-    /// Opens the SAE and checks that it reads what the hook point gives. Its folder, and its latents.
+    /// Checks that an SAE reads what the hook point gives.
     ///
     /// # Errors
-    /// What is wrong with its files, or that its width is another.
-    pub fn check_sae(&self, dir: &Path) -> Result<(PathBuf, usize), CliError> {
-        let (folder, sae) = open_sae(dir, Some(self.hook))?;
+    /// When its width is another.
+    pub fn check_sae(&self, folder: &Path, sae: &SaeFile) -> Result<(), CliError> {
         let (width, d_in) = (self.width(), sae.d_in());
-        if width != d_in {
-            let what = format!("the SAE reads {d_in} values per token, but {} of {} has {width}", self.hook, self.name);
-            return Err(CliError::file(&folder, what));
+        if width == d_in {
+            return Ok(());
         }
-        Ok((folder, sae.latents()))
+        let what = format!("the SAE reads {d_in} values per token, but {} of {} has {width}", self.hook, self.name);
+        Err(CliError::file(folder, what))
     }
 }
 
-/// Opens an SAE, its matrices not yet read, and tells its hook point's folder.
+/// Says which tensor of the checkpoint is to blame for numbers that are not finite, if one is.
+pub fn name_culprit(error: CliError, checkpoint: &Path) -> CliError {
+    let what = match &error {
+        CliError::Model(model::Error::NotFinite { what }) => what,
+        _ => return error,
+    };
+    match model::weights::first_not_finite(checkpoint) {
+        Ok(Some((file, tensor))) => {
+            let reason = format!("tensor `{tensor}` holds NaN or infinite values, so that {what} are not finite");
+            CliError::file(&file, reason)
+        }
+        _ => error,
+    }
+}
+
+/// Opens an SAE, its matrices not yet read, and tells its hook point's folder. `dir` may also be the id of a repository
+/// on the hub.
 ///
 /// # Errors
-/// When it is missing or damaged, or there are several.
+/// When it is missing or damaged, when there are several, or when its folder is named after another hook point.
 pub fn open_sae(dir: &Path, hook: Option<Hook>) -> Result<(PathBuf, SaeFile), CliError> {
-    let folder = hook_folder(dir, hook)?;
+    let id = dir.to_str().filter(|id| !dir.exists() && model::hub::is_id(id));
+    let folder = match id {
+        Some(id) => hub_folder(id, hook)?,
+        None => hook_folder(dir, hook)?,
+    };
+    if let Some(reason) = hook.and_then(|hook| reads_another_hook(&folder, hook)) {
+        return Err(CliError::file(&folder, reason));
+    }
     let sae = SaeFile::open(&folder)?;
     Ok((folder, sae))
+}
+
+/// The folder of an SAE on the hub, fetched if the cache does not have it.
+fn hub_folder(id: &str, hook: Option<Hook>) -> Result<PathBuf, CliError> {
+    let hook = hook.map(|hook| hook.to_string());
+    let fetched = model::hub::sae_folder(id, None, hook.as_deref());
+    fetched.map_err(|error| CliError::flag("--sae", format!("there is no folder {id}, and on the hub: {error}")))
 }
 
 /// `dir` itself if it is a hook point's folder; else the one in it that has the hook point's name; else the only one.
@@ -188,7 +221,11 @@ mod tests {
         let found = |hook: Option<Hook>| hook_folder(dir.path(), hook).map_err(|error| error.to_string());
         assert!(found(None).unwrap_err().contains("no cfg.json"));
         add("model.layers.1");
-        assert_eq!(found(Some(Hook::Block(7))).unwrap(), dir.path().join("model.layers.1"));
+        assert_eq!(found(Some(Hook::Block(1))).unwrap(), dir.path().join("model.layers.1"));
+        for named in [dir.path().to_owned(), dir.path().join("model.layers.1")] {
+            let error = open_sae(&named, Some(Hook::Block(7))).unwrap_err().to_string();
+            assert!(error.contains("reads model.layers.1, but model.layers.7 is asked for"), "{error}");
+        }
         assert_eq!(hook_folder(&dir.path().join("model.layers.1"), None).unwrap(), dir.path().join("model.layers.1"));
         add("model.layers.2");
         assert!(found(None).unwrap_err().contains("2 hook points"));

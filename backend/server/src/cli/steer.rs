@@ -8,9 +8,10 @@ use super::{
     output::{print, print_json},
     progress::Progress,
     provenance::RunProvenance,
-    setup::Setup,
+    setup::{Setup, name_culprit, open_sae},
 };
 use burn::tensor::backend::Backend;
+use clap::builder::BoolishValueParser;
 use model::{
     Edit, GenerateOptions, Generation, Intervention, Lmm, Positions, Prepared, Sae,
     generate::{Steered, steer},
@@ -24,19 +25,21 @@ pub struct SteerArgs {
     #[command(flatten)]
     run: RunArgs,
 
-    /// Folder of the SAE: that of the hook point, or one that holds exactly one hook point.
-    #[arg(long, env = "LMM_SCOPE_SAE", value_name = "DIR")]
+    /// Folder of the SAE: that of the hook point, or one that holds it; or the id of a repository on the Hugging Face Hub
+    /// (owner/name), of which the main branch is taken.
+    #[arg(long, env = "LMM_SCOPE_SAE", value_name = "DIR|HF_ID")]
     sae: PathBuf,
 
     #[command(flatten)]
     pub(super) features: FeatureArgs,
 
-    /// Where features are changed: all, prefill, image, text, generated, or positions of the prompt such as 3,5,7.
+    /// Where features are changed: all, prefill, image, text, generated, or positions of the prompt such as 3,5,7. At a
+    /// vision hook point: all, or positions of the tower, tile after tile.
     #[arg(long, env = "LMM_SCOPE_POSITIONS", default_value = "all", allow_negative_numbers = true)]
     positions: Positions,
 
     /// Add what the SAE does not reconstruct back to the stream, so that only the change itself is seen.
-    #[arg(long, env = "LMM_SCOPE_KEEP_ERROR")]
+    #[arg(long, env = "LMM_SCOPE_KEEP_ERROR", value_parser = BoolishValueParser::new())]
     keep_error: bool,
 
     /// Most tokens of each answer.
@@ -63,7 +66,7 @@ pub struct SteerArgs {
     top_alternatives: usize,
 
     /// Print one JSON object.
-    #[arg(long, env = "LMM_SCOPE_JSON")]
+    #[arg(long, env = "LMM_SCOPE_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 
@@ -138,9 +141,14 @@ struct Steer {
 /// # Errors
 /// Bad input, in one line.
 pub fn run(args: SteerArgs) -> Result<(), CliError> {
+    let (hook, _) = args.run.hook.named();
+    args.positions.check_at(hook).map_err(wrong_positions)?;
+    // Before the model, which may have to be fetched.
+    let (sae, file) = open_sae(&args.sae, Some(hook))?;
+    args.features.check(file.latents())?;
     let setup = Setup::check(args.run)?;
-    let (sae, latents) = setup.check_sae(&args.sae)?;
-    args.features.check(latents)?;
+    setup.check_sae(&sae, &file)?;
+    drop(file);
     let words = setup.config.text_config.vocab_size;
     if args.top_alternatives > words {
         let reason = format!("{} tokens of a vocabulary of {words}", args.top_alternatives);
@@ -156,13 +164,18 @@ pub fn run(args: SteerArgs) -> Result<(), CliError> {
     let edits = args.features.edits();
     let job =
         Steer { setup, sae, edits, positions: args.positions, keep_error: args.keep_error, options, json: args.json };
-    run_on(job.setup.device, job)
+    let (device, checkpoint) = (job.setup.device, job.setup.folder.clone());
+    run_on(device, job).map_err(|error| name_culprit(error, &checkpoint))
+}
+
+fn wrong_positions(error: model::Error) -> CliError {
+    CliError::flag("--positions", error.to_string())
 }
 
 impl OnBackend for Steer {
     fn run<B: Backend>(self, device: &B::Device) -> Result<(), CliError> {
         let (lmm, prepared) = self.setup.load::<B>(device)?;
-        self.check_positions(&prepared)?;
+        lmm.check_positions(&prepared, self.setup.hook, &self.positions).map_err(wrong_positions)?;
         let intervention = Intervention {
             hook: self.setup.hook,
             sae: Arc::new(Sae::<B>::load(&self.sae, device)?),
@@ -186,18 +199,6 @@ impl OnBackend for Steer {
 }
 
 impl Steer {
-    fn check_positions(&self, prepared: &Prepared) -> Result<(), CliError> {
-        let tokens = prepared.input_ids.len();
-        let Positions::Tokens(positions) = &self.positions else { return Ok(()) };
-        match positions.iter().find(|position| **position >= tokens) {
-            Some(position) => {
-                let reason = format!("there is no position {position}: the prompt has {tokens} tokens, counted from 0");
-                Err(CliError::flag("--positions", reason))
-            }
-            None => Ok(()),
-        }
-    }
-
     fn report<B: Backend>(
         &self,
         lmm: &Lmm<B>,

@@ -45,22 +45,27 @@ pub(super) fn work<B: Backend>(
         for Ticket { job, place } in waiting {
             match job {
                 Job::Steer { input, reply } => steering.wait(input, reply, place),
-                Job::Extract { input, reply } => at_once(reply, place, || model.extract(input)),
-                Job::Attribute { input, reply } => at_once(reply, place, || model.attribute(input)),
+                Job::Extract { input, reply } => at_once(reply, place, |gone| model.extract(input, gone)),
+                Job::Attribute { input, reply } => at_once(reply, place, |gone| model.attribute(input, gone)),
             }
         }
-        steering.turn();
+        steering.guarded_turn();
     }
 }
 
-/// Does a job, unless its client has gone.
-fn at_once<T>(reply: Reply<T>, place: OwnedSemaphorePermit, job: impl FnOnce() -> Result<T, EngineError>) {
+/// Does a job, unless its client has gone; the job may ask whether it has in the meantime.
+fn at_once<T>(
+    reply: Reply<T>,
+    place: OwnedSemaphorePermit,
+    job: impl FnOnce(&dyn Fn() -> bool) -> Result<T, EngineError>,
+) {
     drop(place);
     if reply.is_closed() {
         return tracing::debug!("a job was cancelled while waiting");
     }
     // A panic is a bug in the model's code; it costs this job its answer, not the server its engine.
-    match catch_unwind(AssertUnwindSafe(job)) {
+    match catch_unwind(AssertUnwindSafe(|| job(&|| reply.is_closed()))) {
+        Ok(Err(EngineError::Model(model::Error::Cancelled))) => tracing::debug!("a job was cancelled while it ran"),
         Ok(answer) => drop(reply.send(answer)),
         Err(_) => tracing::error!("a job of the engine panicked"),
     }

@@ -1,19 +1,20 @@
 //! What the engine's thread does: the model's calls, in the wire's terms.
 
-use super::{AttributeInput, EngineError, EngineSpec, ExtractInput, Hidden, Lenses};
+use super::{AttributeInput, EngineError, EngineSpec, ExtractInput, Hidden, Lenses, half_float};
 use crate::picture::HeldPicture;
 use crate::revision;
 use api::{
-    Alternative, AttributeResult, AttributedFeature, EngineInfo, Passes, Positions, Provenance, SteerMethod,
-    SteerRequest, SteeredText, TextToken, TokenKind, TokenSpan, VerifiedFeature, VocabularyToken,
+    Alternative, AttributeResult, AttributedFeature, EngineInfo, ExtractDtype, Passes, Positions, Provenance,
+    SteerMethod, SteerRequest, SteeredText, TextToken, TokenKind, TokenSpan, VerifiedFeature, VocabularyToken,
 };
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 use model::{
     Edit, EditOp, GenerateOptions, GeneratedToken, Generation, Intervention, Lmm, Prepared, PromptInput, Sae, Span,
     SpanKind,
-    attribution::{AttributeOptions, attribute},
+    attribution::{AttributeOptions, attribute_unless},
     hook::Hook,
     lens::{embedding_lens, logit_lens},
+    sae::Activation,
 };
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
@@ -88,32 +89,65 @@ impl<B: Backend> LoadedModel<B> {
         self.lmm.prepare(&input)
     }
 
-    pub(super) fn extract(&self, input: ExtractInput) -> Result<Hidden, EngineError> {
+    /// `gone`: nobody waits any more.
+    pub(super) fn extract(&self, input: ExtractInput, gone: &dyn Fn() -> bool) -> Result<Hidden, EngineError> {
         let started = Instant::now();
         let hook = input.hook.unwrap_or(self.hook);
         self.lmm.check_hook(hook)?;
+        if input.threshold.is_some() {
+            self.check_threshold(hook)?;
+        }
         // The paper's cache prompt is the picture alone, without the chat template.
         let alone = input.prompt.is_empty() && input.image.is_some();
         let text = if alone { "<image>".to_owned() } else { input.prompt };
         let prepared = self.prepare(text, !alone, input.image)?;
-        let hidden = self.lmm.hidden_at(&prepared, hook)?;
+        let hidden = self.lmm.hidden_unless(&prepared, hook, gone)?;
         let [tokens, d_model] = hidden.dims();
         let lenses = match input.lens {
             0 => None,
             n => Some(self.lenses(&prepared, hook, hidden.clone(), n)?),
         };
+        let values = model::weights::f32_from_tensor(hidden);
+        let thresholds = input.threshold.map(|dtype| self.thresholds(&values, dtype));
         Ok(Hidden {
-            values: model::weights::f32_from_tensor(hidden),
+            values,
             tokens,
             d_model,
             hook,
             spans: self.wire_spans(&prepared),
             grid: prepared.grid.unwrap_or_default(),
             lenses,
+            thresholds,
             provenance: self.provenance(&prepared),
             input_ids: prepared.input_ids,
             took: started.elapsed(),
         })
+    }
+
+    /// Thresholds are the SAE's: it must read this hook point, and have a k.
+    fn check_threshold(&self, hook: Hook) -> Result<(), model::Error> {
+        if hook != self.hook {
+            let reason = format!("threshold: the SAE reads {}, not {hook}; leave out `hook` or `threshold`", self.hook);
+            return Err(model::Error::BadInput(reason));
+        }
+        if self.sae.activation != Activation::TopK {
+            let reason = "threshold: only a TopK SAE has one for each token; leave out `threshold`";
+            return Err(model::Error::BadInput(reason.into()));
+        }
+        Ok(())
+    }
+
+    /// The k-th largest activation of each token, of the values as they are sent.
+    fn thresholds(&self, values: &[f32], dtype: ExtractDtype) -> Vec<f32> {
+        let sent = |value: &f32| match dtype {
+            ExtractDtype::F16 => half_float(*value).to_f32(),
+            ExtractDtype::F32 => *value,
+        };
+        let d = self.sae.config.d_in;
+        let sent = TensorData::new(values.iter().map(sent).collect::<Vec<f32>>(), [values.len() / d, d]);
+        let top = self.sae.encode(Tensor::from_data(sent, &self.lmm.device));
+        // Rows fall, and are filled up with zeros.
+        top.acts.chunks_exact(top.k).map(|row| row.last().copied().unwrap_or_default()).collect()
     }
 
     fn lenses(&self, prepared: &Prepared, hook: Hook, hidden: Tensor<B, 2>, n: usize) -> Result<Lenses, model::Error> {
@@ -140,7 +174,12 @@ impl<B: Backend> LoadedModel<B> {
         TokenSpan { kind, start: span.range.start as u32, end: span.range.end as u32, tokens }
     }
 
-    pub(super) fn attribute(&self, input: AttributeInput) -> Result<AttributeResult, EngineError> {
+    /// `gone`: nobody waits any more.
+    pub(super) fn attribute(
+        &self,
+        input: AttributeInput,
+        gone: &dyn Fn() -> bool,
+    ) -> Result<AttributeResult, EngineError> {
         let AttributeInput { request, image } = input;
         let answer = self.vocabulary_token(request.answer_id, request.answer.as_deref())?;
         let baseline = self.vocabulary_token(request.baseline_id, request.baseline.as_deref())?;
@@ -164,7 +203,7 @@ impl<B: Backend> LoadedModel<B> {
             keep_error: request.keep_error,
             verify: request.verify as usize,
         };
-        let found = attribute(&self.lmm, &prepared, &self.sae, &options)?;
+        let found = attribute_unless(&self.lmm, &prepared, &self.sae, &options, gone)?;
         let top = if request.top == 0 { TOP_FEATURES } else { request.top };
         let top = found.strongest(top as usize).into_iter().map(|index| {
             let at = index as usize;

@@ -76,11 +76,21 @@ fn parse_hook(path: &Path, name: &str) -> Result<Hook, EngineError> {
     name.parse().map_err(|reason| EngineError::Mismatch { path: path.to_owned(), reason })
 }
 
+/// What is wrong with an SAE whose folder is named after another hook point than `hook`. A number alone may be any name.
+pub fn reads_another_hook(folder: &Path, hook: Hook) -> Option<String> {
+    let name = folder.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned();
+    let named: Hook = name.parse().ok()?;
+    let number = name.bytes().all(|byte| byte.is_ascii_digit());
+    (named != hook && !number).then(|| {
+        format!("by its folder's name this SAE reads {named}, but {hook} is asked for; name the folder of that one")
+    })
+}
+
 /// Finds an SAE in the reference layout: `dir` is the hook point's folder, or holds it. The hook point is the folder's
 /// name unless `hook` says it.
 ///
 /// # Errors
-/// When there is no SAE, when there are several, or when the folder's name is no hook point.
+/// When there is no SAE, when there are several, or when the folder's name is no hook point, or another one.
 pub fn sae_folder(dir: &Path, hook: Option<Hook>) -> Result<(PathBuf, Hook), EngineError> {
     let is_sae = |folder: &Path| folder.join("cfg.json").is_file();
     let mismatch = |reason: String| EngineError::Mismatch { path: dir.to_owned(), reason };
@@ -103,7 +113,10 @@ pub fn sae_folder(dir: &Path, hook: Option<Hook>) -> Result<(PathBuf, Hook), Eng
     };
     let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     match hook {
-        Some(hook) => Ok((folder, hook)),
+        Some(hook) => match reads_another_hook(&folder, hook) {
+            Some(reason) => Err(mismatch(reason)),
+            None => Ok((folder, hook)),
+        },
         None => name.parse().map(|hook| (folder, hook)).map_err(|reason: String| {
             mismatch(format!("which hook point does it read? {reason}; say it with --hook layers.24"))
         }),
@@ -170,7 +183,10 @@ mod tests {
         let expected = (sae.canonicalize().unwrap(), Hook::Block(1));
         assert_eq!(sae_folder(&sae, None).unwrap(), expected);
         assert_eq!(sae_folder(folder.path(), None).unwrap(), expected);
-        assert_eq!(sae_folder(&sae, Some(Hook::Block(0))).unwrap(), (expected.0.clone(), Hook::Block(0)));
+        for named in [folder.path(), sae.as_path()] {
+            let error = sae_folder(named, Some(Hook::Block(0))).unwrap_err().to_string();
+            assert!(error.contains("reads model.layers.1, but model.layers.0 is asked for"), "{error}");
+        }
 
         let other = folder.path().join("vision.0");
         std::fs::create_dir(&other).unwrap();
@@ -182,6 +198,7 @@ mod tests {
         let unnamed = folder.path().join("mine");
         std::fs::create_dir(&unnamed).unwrap();
         std::fs::write(unnamed.join("cfg.json"), "{}").unwrap();
+        assert_eq!(sae_folder(&unnamed, Some(Hook::Block(0))).unwrap().1, Hook::Block(0), "it may be any");
         let error = sae_folder(&unnamed, None).unwrap_err().to_string();
         assert!(error.contains("--hook") && error.contains("`mine`"), "{error}");
     }

@@ -61,8 +61,15 @@ impl<'m, B: Backend> Steering<'m, B> {
         self.waiting.push_back(Waiting { input, reply, place });
     }
 
+    /// One turn. A bug outside the batch's own guard ends what runs, and never the engine.
+    pub(super) fn guarded_turn(&mut self) {
+        if catch_unwind(AssertUnwindSafe(|| self.turn())).is_err() {
+            self.fail("the model stopped unexpectedly");
+        }
+    }
+
     /// Lets go of clients that have left, begins what there is room for, and writes one token of every text.
-    pub(super) fn turn(&mut self) {
+    fn turn(&mut self) {
         self.forget_the_gone();
         while self.running.len() < MAX_RUNNING
             && let Some(waiting) = self.waiting.pop_front()
@@ -123,12 +130,10 @@ impl<'m, B: Backend> Steering<'m, B> {
         Ok((Running { events, rows: rows.into_iter().zip(COLUMNS).collect(), result }, receiver))
     }
 
+    /// One token of every text. What goes wrong with one is told to its client alone.
     fn step(&mut self) {
-        let batch = &mut self.batch;
-        match catch_unwind(AssertUnwindSafe(|| batch.step())) {
-            Ok(Ok(steps)) => steps.into_iter().for_each(|(row, step)| self.pass_on(row, step)),
-            Ok(Err(error)) => self.fail(&error.to_string()),
-            Err(_) => self.fail("the model stopped unexpectedly"),
+        for (row, step) in self.batch.step() {
+            self.pass_on(row, step);
         }
     }
 
@@ -141,6 +146,21 @@ impl<'m, B: Backend> Steering<'m, B> {
             running.events.send(SteerEvent::Failed { detail: detail.to_owned() }).ok();
         }
         self.batch = Batch::new(&self.model.lmm);
+    }
+
+    /// Ends one request: without one of its texts the others say nothing.
+    fn give_up(&mut self, number: usize, failed: RowId, error: &model::Error) {
+        let detail = error.to_string();
+        match error {
+            model::Error::Overflow { .. } => tracing::info!(detail, "a steer request was given up"),
+            _ => tracing::error!(detail, "a steer request failed"),
+        }
+        let Running { events, rows, .. } = self.running.remove(number);
+        for (row, _) in rows.into_iter().filter(|(row, _)| *row != failed) {
+            self.batch.leave(row);
+        }
+        self.note();
+        events.send(SteerEvent::Failed { detail }).ok();
     }
 
     /// Brings what happened to a row to its client. (Sending fails when the client has gone: see the next turn.)
@@ -162,6 +182,7 @@ impl<'m, B: Backend> Steering<'m, B> {
                 return;
             }
             Step::Ended(generation) => generation,
+            Step::Failed(error) => return self.give_up(number, row, &error),
         };
         let text = match column {
             Column::Default => &mut running.result.default,

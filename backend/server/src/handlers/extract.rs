@@ -1,6 +1,7 @@
 use super::{
     engine::engine_of,
     given::{GivenPicture, check_prompt},
+    tensors::{Written, octet_response, safetensors_from_written},
 };
 use crate::{
     AppState, EngineState,
@@ -9,20 +10,18 @@ use crate::{
     extractors::{Path, Query},
     picture::MAX_UPLOAD,
 };
-use api::{EXTRACT_KINDS_HEADER, ExtractDtype, ExtractQuery};
+use api::{ExtractDtype, ExtractQuery};
 use axum::{
     extract::{
         FromRequest, Multipart, Request, State,
         multipart::{Field, MultipartError},
     },
-    http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
+    http::{StatusCode, header},
+    response::Response,
 };
 use bytes::Bytes;
-use half::f16;
-use model::{hook::Hook, lens::Lens};
+use model::hook::Hook;
 use reqwest::multipart;
-use safetensors::{Dtype, tensor::TensorView};
 use std::collections::HashMap;
 
 /// Tokens per position that the lenses name at most.
@@ -45,8 +44,9 @@ pub struct ExtractBody {
 /// Picture and prompt in, hidden states at the hook point out, as a safetensors file.
 ///
 /// `hidden` f16 or f32 `[tokens, d_model]`, `input_ids` i32 `[tokens]`; metadata `spans`, `grid`, `provenance` (JSON
-/// each), `hook_point`. With `lens`: `lens_logit_ids`, `lens_logit_scores` `[tokens, n]`, `lens_embedding_ids`,
-/// `lens_embedding_scores` `[picture positions, n]`, metadata `lens_tokens` (JSON, id → string).
+/// each), `hook_point`. With `threshold`: `threshold` f32 `[tokens]`. With `lens`: `lens_logit_ids`,
+/// `lens_logit_scores` `[tokens, n]`, `lens_embedding_ids`, `lens_embedding_scores` `[picture positions, n]`, metadata
+/// `lens_tokens` (JSON, id → string).
 #[utoipa::path(post, path = "/api/v1/{model}/{source}/extract", tag = "engine",
     params(("model" = String, Path), ("source" = String, Path), ExtractQuery),
     request_body(content = ExtractBody, content_type = "multipart/form-data"),
@@ -93,9 +93,10 @@ async fn answer(state: EngineState, query: ExtractQuery, request: Request) -> Re
         Some(picture) => Some(picture.decode().await?),
         None => None,
     };
-    let input = ExtractInput { image, prompt, hook: options.hook, lens: options.lens as usize };
+    let ExtractOptions { dtype, lens, hook, threshold } = options;
+    let input = ExtractInput { image, prompt, hook, lens: lens as usize, threshold: threshold.then_some(dtype) };
     let hidden = engine.extract(input).await?;
-    extract_response(&hidden, options.dtype, &engine.info().device)
+    octet_response(safetensors_from_hidden(&hidden, dtype)?, &engine.info().device, hidden.took)
 }
 
 async fn forward(
@@ -104,9 +105,9 @@ async fn forward(
     picture: Option<GivenPicture>,
     prompt: String,
 ) -> Result<Response, AppError> {
-    let ExtractOptions { dtype, lens, hook } = options;
+    let ExtractOptions { dtype, lens, hook, threshold } = options;
     let hook = hook.map(|hook| hook.to_string());
-    let query = ExtractQuery { dtype, lens, hook, ..ExtractQuery::default() };
+    let query = ExtractQuery { dtype, lens, hook, threshold, ..ExtractQuery::default() };
     let image = picture.map(GivenPicture::into_bytes);
     let fill = |request: reqwest::RequestBuilder| {
         let form = multipart::Form::new().text("prompt", prompt.clone());
@@ -125,17 +126,18 @@ struct ExtractOptions {
     dtype: ExtractDtype,
     lens: u32,
     hook: Option<Hook>,
+    threshold: bool,
 }
 
 impl ExtractOptions {
     fn read(query: &ExtractQuery) -> Result<Self, AppError> {
-        let ExtractQuery { dtype, lens, ref hook, .. } = *query;
+        let ExtractQuery { dtype, lens, ref hook, threshold, .. } = *query;
         if lens > MAX_LENS {
             return Err(AppError::bad_request(format!("lens: {lens} tokens were asked for; at most {MAX_LENS}.")));
         }
         let hook = hook.as_deref().map(str::parse::<Hook>).transpose();
         let hook = hook.map_err(|reason| AppError::bad_request(format!("hook: {reason}.")))?;
-        Ok(Self { dtype, lens, hook })
+        Ok(Self { dtype, lens, hook, threshold })
     }
 }
 
@@ -202,47 +204,6 @@ fn multipart_error(error: MultipartError) -> AppError {
     AppError::bad_request(format!("The form cannot be read: {}", error.body_text()))
 }
 
-fn extract_response(hidden: &Hidden, dtype: ExtractDtype, device: &str) -> Result<Response, AppError> {
-    let body = safetensors_from_hidden(hidden, dtype)?;
-    let engine = format!("{device};ms={}", hidden.took.as_millis());
-    let mut response = body.into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(EXTRACT_KINDS_HEADER, HeaderValue::try_from(engine).map_err(AppError::internal)?);
-    Ok(response)
-}
-
-/// One tensor of the answer.
-struct Written {
-    name: &'static str,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl Written {
-    fn ids(name: &'static str, shape: Vec<usize>, ids: &[u32]) -> Self {
-        let bytes = ids.iter().flat_map(|id| (*id as i32).to_le_bytes()).collect();
-        Self { name, dtype: Dtype::I32, shape, bytes }
-    }
-
-    fn floats(name: &'static str, shape: Vec<usize>, values: &[f32]) -> Self {
-        Self { name, dtype: Dtype::F32, shape, bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect() }
-    }
-
-    fn halves(name: &'static str, shape: Vec<usize>, values: &[f32]) -> Self {
-        // A few channels of the residual stream are massive; a half float ends at 65,504.
-        let half = |value: &f32| f16::from_f32(value.clamp(f16::MIN.to_f32(), f16::MAX.to_f32())).to_le_bytes();
-        Self { name, dtype: Dtype::F16, shape, bytes: values.iter().flat_map(half).collect() }
-    }
-
-    fn lens([ids, scores]: [&'static str; 2], lens: &Lens) -> [Self; 2] {
-        let shape = vec![lens.ids.len() / lens.n.max(1), lens.n];
-        [Self::ids(ids, shape.clone(), &lens.ids), Self::floats(scores, shape, &lens.scores)]
-    }
-}
-
 /// The body that [`api::extract`] describes.
 fn safetensors_from_hidden(hidden: &Hidden, dtype: ExtractDtype) -> Result<Vec<u8>, EngineError> {
     let shape = vec![hidden.tokens, hidden.d_model];
@@ -259,16 +220,12 @@ fn safetensors_from_hidden(hidden: &Hidden, dtype: ExtractDtype) -> Result<Vec<u
         ("provenance".to_owned(), serde_json::to_string(&hidden.provenance)?),
         ("hook_point".to_owned(), hidden.hook.to_string()),
     ]);
+    tensors.extend(hidden.thresholds.iter().map(|values| Written::floats("threshold", vec![values.len()], values)));
     if let Some(lenses) = &hidden.lenses {
         let logit = lenses.logit.iter().map(|lens| (["lens_logit_ids", "lens_logit_scores"], lens));
         let embedding = lenses.embedding.iter().map(|lens| (["lens_embedding_ids", "lens_embedding_scores"], lens));
         tensors.extend(logit.chain(embedding).flat_map(|(names, lens)| Written::lens(names, lens)));
         metadata.insert("lens_tokens".to_owned(), serde_json::to_string(&lenses.tokens)?);
     }
-    let views = tensors.iter().map(|tensor| {
-        let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)?;
-        Ok::<_, EngineError>((tensor.name, view))
-    });
-    let views = views.collect::<Result<Vec<_>, _>>()?;
-    Ok(safetensors::serialize(views, Some(metadata))?)
+    safetensors_from_written(&tensors, Some(metadata))
 }

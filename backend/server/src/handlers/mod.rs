@@ -1,6 +1,7 @@
 //! One thin handler per route: extractors, one call, wire type.
 
 pub mod attribute;
+pub mod encode;
 pub mod engine;
 pub mod extract;
 pub mod features;
@@ -9,6 +10,7 @@ pub mod health;
 pub mod pictures;
 pub mod sources;
 pub mod steer;
+mod tensors;
 pub mod weights;
 
 use api::Problem;

@@ -21,7 +21,10 @@ pub struct WeightsQuery {
     pub v: Option<String>,
 }
 
-/// The SAE's files: `sae.safetensors` or `cfg.json`, whole or a range.
+/// The SAE's files: `sae.safetensors`, `cfg.json`, `manifest.json` or a shard that it names, whole or a range.
+///
+/// `manifest.json` lists the SAE in pieces of at most 128 MiB, in half floats and with fewer bits; names of shards hold
+/// their hashes, so that they are kept for a year.
 #[utoipa::path(get, path = "/api/v1/{model}/{source}/weights/{file}", tag = "weights",
     params(("model" = String, Path), ("source" = String, Path), ("file" = String, Path), WeightsQuery),
     responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>), (status = 206),

@@ -16,6 +16,7 @@ use safetensors::{Dtype, SafeTensors};
 use server::{
     AppState,
     catalogue::Catalogue,
+    encoder::Encoder,
     engine::{Engine, ExtractInput, SteerInput},
     router::router,
     weights::Weights,
@@ -382,10 +383,12 @@ async fn a_full_queue_asks_to_come_back() {
     let store = Store::open("sqlite::memory:").await.unwrap();
     store.import_artifacts(server.folder.path()).await.unwrap();
     let (engine, _queue) = Engine::without_worker(1);
+    let sae = server.folder.path().join("sae/model.layers.1");
     let state = AppState {
         catalogue: Catalogue::new(store, key.clone()),
         engine: engine.clone().into(),
-        weights: Arc::new(Weights::open(key, &server.folder.path().join("sae/model.layers.1")).unwrap()),
+        weights: Arc::new(Weights::open(key, &sae, None).unwrap()),
+        encoder: Arc::new(Encoder::open(&sae).unwrap()),
         site: Default::default(),
     };
     let router = router(state, server.folder.path(), server.folder.path());

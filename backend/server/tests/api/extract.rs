@@ -106,6 +106,39 @@ async fn lenses_name_tokens() {
 }
 
 #[tokio::test]
+async fn thresholds_are_those_of_the_states_as_they_are_sent() {
+    let server = server().await;
+    let sae = model::SaeFile::open(&server.folder.path().join("sae/model.layers.1")).unwrap();
+    for query in ["?threshold=true", "?threshold=true&dtype=f32", "?threshold=true&hook=layers.1&lens=1"] {
+        let answer = good(&server, query).await;
+        let (shape, hidden) = floats(&answer, "hidden");
+        let (tokens, thresholds) = floats(&answer, "threshold");
+        assert_eq!(tokens, [shape[0]], "{query}");
+        let top = sae.encode(&hidden).unwrap();
+        let mut positive = 0;
+        for (row, threshold) in top.acts.chunks_exact(top.k).zip(&thresholds) {
+            let weakest = row[top.k - 1];
+            assert!((weakest - threshold).abs() <= 1e-5 * weakest.max(1.0), "{query}: {weakest} and {threshold}");
+            positive += usize::from(*threshold > 0.0);
+        }
+        assert!(positive > 0, "{query}");
+    }
+    let answer = good(&server, "?threshold=false").await;
+    assert_eq!(SafeTensors::deserialize(&answer.body).unwrap().len(), 2);
+
+    let states = floats(&good(&server, "").await, "hidden");
+    assert_eq!(floats(&good(&server, "?threshold=true").await, "hidden"), states);
+    for (query, expected) in [
+        ("?threshold=true&hook=layers.2", "the SAE reads model.layers.1, not model.layers.2"),
+        ("?threshold=true&hook=vision.0", "not vision.0"),
+        ("?threshold=often", "threshold"),
+    ] {
+        let problem = extract(&server, query).await.problem(400, ErrorCode::BadRequest);
+        assert!(problem.detail.contains(expected), "{query}: {}", problem.detail);
+    }
+}
+
+#[tokio::test]
 async fn a_picture_for_print_is_refused() {
     let server = server().await;
     let cmyk = include_bytes!("../fixtures/cmyk.jpg");

@@ -4,11 +4,13 @@
 mod attribute;
 mod binary;
 mod common;
+mod encode;
 mod engine;
 mod extract;
 mod pages;
 mod read;
 mod refused;
 mod remote;
+mod shards;
 mod standalone;
 mod steer;

@@ -173,6 +173,19 @@ async fn answers_come_through() {
 }
 
 #[tokio::test]
+async fn thresholds_come_through() {
+    let (server, _remote, _engine) = with_engine().await;
+    let words: [(&str, Option<&str>, &[u8]); 1] = [("prompt", None, b"a red cat")];
+    let path = format!("{SOURCE}/extract?threshold=true");
+    let answer = server.send(form_request(&path, &words)).await;
+    assert!(!hidden(&answer).is_empty());
+    let tensors = SafeTensors::deserialize(&answer.body).unwrap();
+    assert_eq!(tensors.tensor("threshold").unwrap().shape(), tensors.tensor("input_ids").unwrap().shape());
+    let elsewhere = server.send(form_request(&format!("{path}&hook=layers.2"), &words)).await;
+    assert!(elsewhere.problem(400, ErrorCode::BadRequest).detail.contains("the SAE reads model.layers.1"));
+}
+
+#[tokio::test]
 async fn a_local_engine_says_the_same() {
     let (remote, _remote, _engine) = with_engine().await;
     let local = server().await;

@@ -123,8 +123,8 @@ async fn what_cannot_be_an_engine_is_said() {
     for (expected, args) in [
         ("no SAE here", EngineArgs { sae: folder.path().join("model"), ..good.clone() }),
         ("nowhere", EngineArgs { sae: folder.path().join("nowhere"), ..good.clone() }),
-        ("layer 7", EngineArgs { hook: Some("layers.7".parse().unwrap()), ..good.clone() }),
-        ("vision.0 has 16", EngineArgs { hook: Some("vision.0".parse().unwrap()), ..good.clone() }),
+        ("model.layers.7 is asked for", EngineArgs { hook: Some("layers.7".parse().unwrap()), ..good.clone() }),
+        ("vision.0 is asked for", EngineArgs { hook: Some("vision.0".parse().unwrap()), ..good.clone() }),
         (
             "cuda:9",
             EngineArgs {

@@ -1,9 +1,9 @@
 //! Steering: its further fields, and several requests at once.
 
 use crate::common::{
-    Answer, SOURCE, Server, json_request, server, start_engine, steer_request, steered, write_artifacts,
+    Answer, SOURCE, Server, json_request, serve_args, server, start_engine, steer_request, steered, write_artifacts,
 };
-use api::{ErrorCode, SteerEvent, SteerFeature, SteerMethod, SteerRequest, SteerResult, SteeredText};
+use api::{ErrorCode, Positions, SteerEvent, SteerFeature, SteerMethod, SteerRequest, SteerResult, SteeredText};
 use server::engine::{Engine, SteerInput};
 
 async fn steer(server: &Server, request: &SteerRequest) -> Answer {
@@ -122,4 +122,57 @@ async fn requests_side_by_side_say_what_they_say_alone() {
         }
     }
     assert_eq!((engine.free(), engine.running()), (16, 0));
+}
+
+/// Together they leave f32; one by one they do not.
+fn overflowing(positions: Positions) -> SteerRequest {
+    let features = (0..64).map(|index| SteerFeature { index, strength: 3e38 }).collect();
+    let (steer_method, picture, n_tokens) = (SteerMethod::SimpleAdditive, None, 40);
+    SteerRequest { features, steer_method, positions, picture, n_tokens, ..steer_request() }
+}
+
+#[tokio::test]
+async fn a_request_that_overflows_costs_no_other_its_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    write_artifacts(folder.path());
+    let engine = start_engine(folder.path(), 16).await;
+    let good = || SteerRequest { picture: None, n_tokens: 60, ..steer_request() };
+    let alone = texts(&engine, good()).await;
+    // The good one is being written when the bad one joins it, and goes wrong with its first generated token.
+    let mut running = engine.steer(SteerInput { request: good(), image: None }).await.unwrap();
+    assert!(matches!(running.recv().await, Some(SteerEvent::Token { .. })));
+    let request = overflowing(Positions::Generated);
+    let mut spoiled = engine.steer(SteerInput { request, image: None }).await.unwrap();
+    let (mut end, mut failure) = (None, None);
+    while let Some(event) = spoiled.recv().await {
+        failure = Some(event);
+    }
+    while let Some(event) = running.recv().await {
+        end = Some(event);
+    }
+    let Some(SteerEvent::Failed { detail }) = failure else { panic!("{failure:?}") };
+    assert!(detail.contains("overflow") && detail.contains("smaller values"), "{detail}");
+    let Some(SteerEvent::Done { result }) = end else { panic!("{end:?}") };
+    assert_eq!(ids(&result.steered), ids(&alone.steered));
+    assert_eq!(ids(&result.default), ids(&alone.default));
+    assert_eq!((engine.free(), engine.running()), (16, 0));
+}
+
+#[tokio::test]
+async fn numbers_that_overflow_in_the_prompt_are_a_bad_request() {
+    let server = server().await;
+    let problem = steer(&server, &overflowing(Positions::All)).await.problem(400, ErrorCode::BadRequest);
+    assert!(problem.detail.contains("smaller values"), "{}", problem.detail);
+}
+
+#[tokio::test]
+async fn what_the_template_refuses_is_a_bad_request() {
+    let folder = tempfile::tempdir().unwrap();
+    write_artifacts(folder.path());
+    let template = "{{ raise_exception('Only pictures of cats are taken!') }}";
+    std::fs::write(folder.path().join("model/chat_template.jinja"), template).unwrap();
+    let (router, _store) = server::serve::app(&serve_args(folder.path())).await.unwrap();
+    let server = Server { router, folder };
+    let problem = steer(&server, &steer_request()).await.problem(400, ErrorCode::BadRequest);
+    assert!(problem.detail.contains("Only pictures of cats are taken!"), "{}", problem.detail);
 }

@@ -182,7 +182,7 @@ impl Case {
             format!("exit code {:?}", output.status.code())
         } else if errors != 1 || !stderr.starts_with("error: ") {
             format!("{errors} lines of errors")
-        } else if lines != 1 && !stderr.contains("Usage:") {
+        } else if lines != 1 {
             format!("{lines} lines")
         } else if !stderr.contains(self.says) {
             format!("does not say {:?}", self.says)

@@ -105,6 +105,15 @@ fn the_vision_tower_has_hook_points_too() {
     assert_eq!(hidden.1, expected.dims());
     close(&f32_values(hidden), &f32_from_tensor(expected), 1e-5);
     assert_eq!(report["rows"].as_u64(), Some(hidden.1[0] as u64));
+
+    // The tower has no words of its own; the picture has, on its way to the language model.
+    let line = format!("{} --lens 3", EXTRACT.replace("--layer 1", "--hook vision.0"));
+    let lens = place.json(&line)["lens"].clone();
+    let file = read_tensors(&place.at("out.safetensors"));
+    assert_eq!(file["lens_embedding_ids"].1, [PICTURE_TOKENS, 3]);
+    assert!(!file.contains_key("lens_logit_ids"));
+    assert_eq!((&lens["logit"], lens["embedding"].as_array().map(Vec::len)), (&serde_json::json!([]), Some(17)));
+    assert_eq!(place.answer(&line).lines().count(), PICTURE_TOKENS + 1, "people see a line per picture position");
 }
 
 #[test]
@@ -134,8 +143,9 @@ fn flags_are_environment_variables_too() {
     for (name, value) in [("MODEL", "model"), ("IMAGE", "picture.png"), ("PROMPT", "What is this?"), ("LAYER", "1")] {
         command.env(format!("LMM_SCOPE_{name}"), value);
     }
-    let output = command.env("LMM_SCOPE_OUT", "again.safetensors").output().unwrap();
+    let output = command.env("LMM_SCOPE_OUT", "again.safetensors").env("LMM_SCOPE_JSON", "1").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(serde_json::from_slice::<Value>(&output.stdout).unwrap()["tokens"].is_number(), "LMM_SCOPE_JSON=1");
     let hidden = |name: &str| read_tensors(&place.at(name))["hidden"].clone();
     assert_eq!(hidden("again.safetensors"), hidden("out.safetensors"));
 }
@@ -292,7 +302,7 @@ fn attributions_are_the_sum_of_picture_and_text() {
     assert_eq!(effects[0]["index"], top[0]["index"], "the largest are removed");
     assert!(report["verify"]["correlation"].is_number() || effects.len() < 2);
     assert!(report["verify"]["method"].as_str().unwrap().contains("no other feature takes its place"));
-    assert!(report["passes"]["forward"].as_u64().unwrap() >= 1 && report["passes"]["backward"].as_u64().unwrap() >= 1);
+    assert_eq!(report["passes"], serde_json::json!({ "forward": 3, "backward": 1 }));
 }
 
 #[test]
@@ -300,6 +310,8 @@ fn an_attribution_map_adds_up_to_its_feature() {
     let place = Place::new();
     let line = format!("{ATTRIBUTE} --answer cat --baseline dog");
     let report = place.json(&line);
+    let dashed = place.json(&format!("{ATTRIBUTE} --answer -cat --baseline dog"));
+    assert_eq!(dashed["answer"]["text"], "-", "a word may begin with a dash");
     let lmm = load(&place);
     assert_eq!(report["answer"]["id"].as_u64(), Some(u64::from(lmm.first_token("cat").unwrap())));
     let feature = report["top_features"][0]["index"].as_u64().unwrap();

@@ -70,10 +70,14 @@ fn weights_of_the_model() {
         Case::new(EXTRACT, |place| write(place, WEIGHTS, header(16, b"this is not json")), "JSON in header"),
         Case::new(EXTRACT, |place| write(place, WEIGHTS, header(99, b"{}")), "header length"),
         Case::new(EXTRACT, |place| remove(place, WEIGHTS), "model.safetensors"),
-        Case::new(EXTRACT, |place| nan(place, WEIGHTS, "embed_tokens.weight"), "not finite"),
-        Case::new(STEER, |place| nan(place, WEIGHTS, "embed_tokens.weight"), "not finite"),
-        Case::new(STEER, |place| nan(place, WEIGHTS, "lm_head.weight"), "not finite"),
-        Case::new(ATTRIBUTE, |place| nan(place, WEIGHTS, "lm_head.weight"), "not finite"),
+        Case::new(
+            EXTRACT,
+            |place| nan(place, WEIGHTS, "embed_tokens.weight"),
+            "tensor `language_model.model.embed_tokens.weight` holds NaN or infinite values",
+        ),
+        Case::new(STEER, |place| nan(place, WEIGHTS, "embed_tokens.weight"), "embed_tokens.weight` holds NaN"),
+        Case::new(STEER, |place| nan(place, WEIGHTS, "lm_head.weight"), "model/model.safetensors: tensor `"),
+        Case::new(ATTRIBUTE, |place| nan(place, WEIGHTS, "lm_head.weight"), "lm_head.weight` holds NaN"),
         Case::new(
             EXTRACT,
             |place| change_tensors(&place.at(WEIGHTS), |tensors| drop(tensors.remove("image_newline"))),
@@ -151,6 +155,11 @@ fn settings_of_the_model() {
         Case::new(EXTRACT, |place| write(place, "model/chat_template.jinja", "{% for message in"), "chat template"),
         Case::new(EXTRACT, |place| remove(place, "model/chat_template.jinja"), "chat_template"),
         Case::new(EXTRACT, |place| write(place, "model/preprocessor_config.json", "{"), "preprocessor_config.json"),
+        Case::new(
+            EXTRACT,
+            |place| change_json(place, "model/preprocessor_config.json", |json| json["resample"] = 2.into()),
+            "resample 2: only 3 is supported",
+        ),
     ]);
 }
 

@@ -58,15 +58,15 @@ fn models_devices_and_outputs() {
         extract(&format!("{FULL} {OUT} --dtype f64"), "`f64` is not f32"),
         extract(&format!("{FULL} --out missing/out.safetensors"), "there is no folder missing for --out"),
         extract(&format!("{FULL} --out model"), "--out names a folder"),
-        extract(FULL, "--out"),
+        extract(FULL, "--out <FILE>; see --help"),
+        extract(&format!("{FULL} {OUT} --revision main"), "leave the revision out"),
         extract(&format!("{FULL} {OUT} --lens 99999"), "vocabulary"),
-        extract(&format!("{MODEL} {OUT} --hook vision.0 --lens 2"), "no words"),
-        extract(&format!("{FULL} {OUT} --unknown"), "--unknown"),
+        extract(&format!("{FULL} {OUT} --unknown"), "'--unknown' found; see --help"),
+        case("extrat", "unrecognized subcommand 'extrat'"),
         extract(&format!("--model model --prompt What --layer 1 {OUT} --image missing.png"), "missing.png"),
         extract(&format!("--model model --prompt What --layer 1 {OUT} --image sae"), "sae: "),
         case(format!("{ENCODE} --out missing/out.safetensors"), "no folder"),
         case(format!("{ENCODE} --out sae"), "--out names a folder"),
-        case(format!("{ENCODE} {OUT} --device cuda:1"), "runs on the CPU"),
         case(format!("encode --sae missing --hidden hidden.safetensors {OUT}"), "no such folder for --sae"),
         case(format!("encode --sae model --hidden hidden.safetensors {OUT}"), "no cfg.json"),
         case(format!("encode --sae sae --hidden missing.safetensors {OUT}"), "missing.safetensors"),
@@ -81,6 +81,7 @@ fn models_devices_and_outputs() {
             "this build has no CUDA; build with --features cuda",
         ));
         cases.push(steer("--ablate 1 --device cuda:1", "this build has no CUDA; build with --features cuda"));
+        cases.push(case(format!("{ENCODE} {OUT} --device cuda:1"), "--device: this build has no CUDA"));
     }
     all_refused(&cases);
 }
@@ -113,7 +114,32 @@ fn features_and_sampling() {
         case(format!("steer {FULL} --sae sae --ablate 1 --max-new-tokens 0"), "`0` is not a whole number from 1 up"),
         case(format!("steer {FULL} --ablate 1"), "--sae"),
         case(format!("steer {FULL} --sae missing --ablate 1"), "missing: there is no such folder for --sae"),
-        case(format!("steer {MODEL} --hook vision.0 --sae sae --ablate 1"), "the SAE reads 32 values per token"),
+        case(
+            format!("steer {MODEL} --hook vision.0 --sae sae --ablate 1"),
+            "this SAE reads model.layers.1, but vision.0 is asked for",
+        ),
+        case(
+            format!("steer {MODEL} --layer 2 --sae sae/model.layers.1 --ablate 1"),
+            "this SAE reads model.layers.1, but model.layers.2 is asked for",
+        ),
+        case(
+            format!("steer {MODEL} --hook vision.0 --sae sae --ablate 1 --positions generated"),
+            "--positions: there are no generated positions at vision.0",
+        ),
+        // Found before the model, which is not there either.
+        case(
+            "steer --model missing --prompt What --layer 1 --sae sae --clamp 99999=1",
+            "--clamp: feature 99999 does not exist",
+        ),
+        case("steer --model missing --prompt What --layer 1 --sae missing --ablate 1", "no such folder for --sae"),
+        case(
+            format!("attribute --model missing --prompt What --layer 1 --sae nowhere {OUT} --answer a --baseline b"),
+            "nowhere: there is no such folder for --sae",
+        ),
+        case(
+            format!("steer {FULL} --sae owner/sae --ablate 1"),
+            "--sae: there is no folder owner/sae, and on the hub: the cache",
+        ),
     ]);
 }
 

@@ -5,3 +5,5 @@ mod common;
 mod contracts;
 mod damaged;
 mod flags;
+mod memory;
+mod quantize;

@@ -5,6 +5,10 @@ use crate::{
     links::{query_string, source_path},
     ranking::RankBy,
 };
+use api::{
+    Tier,
+    gpu::{Compute, Fault},
+};
 use leptos_router::params::ParamsMap;
 
 /// The state of the page; `Default` is an empty bench.
@@ -21,8 +25,12 @@ pub struct AnalyzeAddress {
     pub token: Option<u32>,
     /// The feature that stays lit.
     pub feature: Option<u32>,
-    /// Use the CPU twin even where WebGPU works.
-    pub cpu: bool,
+    /// Where the features are computed.
+    pub compute: Compute,
+    /// How the weights are stored; without one, the best that suits.
+    pub tier: Option<Tier>,
+    /// What breaks on purpose.
+    pub fault: Option<Fault>,
 }
 
 impl AnalyzeAddress {
@@ -38,7 +46,14 @@ impl AnalyzeAddress {
             patches,
             token: get("token").parse().ok(),
             feature: get("feature").parse().ok(),
-            cpu: get("cpu") == "1",
+            // `cpu=1` is what older links say.
+            compute: if get("cpu") == "1" {
+                Compute::Cpu
+            } else {
+                Compute::from_name(&get("compute")).unwrap_or_default()
+            },
+            tier: Tier::from_name(&get("tier")),
+            fault: Fault::from_name(&get("fault")),
         }
     }
 
@@ -53,7 +68,8 @@ impl AnalyzeAddress {
             ("patches", patches.join(",")),
             ("token", number(self.token)),
             ("feature", number(self.feature)),
-            ("cpu", if self.cpu { "1".into() } else { String::new() }),
+            ("compute", if self.compute == Compute::Auto { "" } else { self.compute.as_str() }.to_owned()),
+            ("tier", self.tier.map_or_else(String::new, |tier| tier.to_string())),
         ]);
         format!("{}/analyze{query}", source_path(key))
     }
@@ -95,14 +111,17 @@ mod tests {
             patches: vec![3, 17],
             token: None,
             feature: Some(293),
-            cpu: true,
+            compute: Compute::Cpu,
+            tier: Some(Tier::Int8),
+            fault: None,
         };
         let path = address.path(&SourceKey::new("pocket", "3-res-3k"));
         assert_eq!(
             path,
-            "/pocket/3-res-3k/analyze?picture=dog-park&prompt=what+is+it&rank=mean&patches=3,17&feature=293&cpu=1"
+            "/pocket/3-res-3k/analyze?picture=dog-park&prompt=what+is+it&rank=mean&patches=3,17&feature=293&compute=cpu&tier=int8"
         );
         assert_eq!(AnalyzeAddress::from_params(&params(&path)), address);
+        assert_eq!(AnalyzeAddress::from_params(&params("?cpu=1")).compute, Compute::Cpu);
         assert_eq!(AnalyzeAddress::from_params(&ParamsMap::new()), AnalyzeAddress::default());
     }
 

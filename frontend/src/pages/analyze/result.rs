@@ -11,7 +11,7 @@ use crate::{
     gpu, heat,
     ranking::{RankBy, Ranked},
 };
-use api::Picture;
+use api::{Picture, Tier, gpu::Compute};
 use leptos::{ev, prelude::*, task::spawn_local};
 use std::{sync::Arc, time::Duration};
 
@@ -88,9 +88,46 @@ pub fn Picked(state: State, picture: Picture) -> impl IntoView {
             smooth=smooth
         />
         <Prompt state lit />
+        {move || {
+            let notice = state.run.get()?.notice.clone()?;
+            Some(view! { <p class="notice" role="status" data-testid="analyze-notice">{notice}</p> })
+        }}
         <p class="path mono" data-testid="analyze-path">
             {move || state.run.get().map(|run| run.path.clone())}
         </p>
+        {move || state.run.get().map(|run| view! { <Where state why=run.why.clone() /> })}
+    }
+}
+
+/// Why it was computed there, and the switch to elsewhere.
+#[component]
+fn Where(state: State, why: String) -> impl IntoView {
+    let choices = move || {
+        let (address, key) = (state.address.get(), state.key.get());
+        let places = Compute::ALL.map(|compute| {
+            let href = AnalyzeAddress { compute, ..address.clone() }.path(&key);
+            (compute.as_str(), href, compute == address.compute)
+        });
+        let tiers = [Tier::F16, Tier::Int8, Tier::Int4].map(|tier| {
+            let href = AnalyzeAddress { tier: Some(tier), ..address.clone() }.path(&key);
+            (tier.as_str(), href, Some(tier) == address.tier)
+        });
+        places
+            .into_iter()
+            .chain(tiers)
+            .map(|(name, href, current)| {
+                view! {
+                    <a href=href rel="nofollow" aria-current=current.then_some("true")>{name}</a>
+                }
+            })
+            .collect_view()
+    };
+    view! {
+        <details class="where" data-testid="analyze-where">
+            <summary>"Why there, and elsewhere"</summary>
+            <p class="faint">{why}</p>
+            <p class="where-choices">{choices}</p>
+        </details>
     }
 }
 
@@ -159,7 +196,12 @@ fn Prompt(state: State, lit: Memo<Option<u32>>) -> impl IntoView {
 pub fn Waiting(state: State) -> impl IntoView {
     let progress = gpu::progress();
     let line = move || {
-        let device = if state.address.get().cpu { "CPU" } else { "GPU" };
+        let device = match state.address.get().compute {
+            Compute::Auto => "machine",
+            Compute::Gpu => "GPU",
+            Compute::Cpu => "CPU",
+            Compute::Server => "server",
+        };
         match state.stage.get() {
             Stage::Extracting => Some("The server computes hidden states".to_owned()),
             Stage::Loading => Some(format!("The autoencoder is on its way to your {device}")),
@@ -189,6 +231,7 @@ pub fn Waiting(state: State) -> impl IntoView {
                                     class="button"
                                     on:click=move |_| {
                                         cancel();
+                                        gpu::cancel();
                                         state.stage.set(Stage::Idle);
                                     }
                                 >
@@ -220,11 +263,12 @@ pub fn Waiting(state: State) -> impl IntoView {
 
 /// `1.2 of 2.4 MB · 3 s left`.
 fn weights_line(progress: gpu::Progress, now: f64) -> String {
-    let gpu::Progress { received, total, started_ms } = progress;
+    let gpu::Progress { received, fetched, total, started_ms } = progress;
     let seconds = (now - started_ms) / 1000.0;
     let left = if received > 0 { seconds * (total.saturating_sub(received) as f64) / received as f64 } else { 0.0 };
     let left = if left >= 1.0 { format!(" · {left:.0} s left") } else { String::new() };
-    format!("autoencoder {} of {}{left}", bytes(received), bytes(total))
+    let from = if received > 0 && fetched == 0 { " from this machine" } else { "" };
+    format!("autoencoder {} of {}{from}{left}", bytes(received), bytes(total))
 }
 
 /// The ranked features.
@@ -311,7 +355,7 @@ mod tests {
 
     #[test]
     fn progress_has_bytes_and_seconds() {
-        let progress = gpu::Progress { received: 1_200_000, total: 2_400_000, started_ms: 1_000.0 };
+        let progress = gpu::Progress { received: 1_200_000, fetched: 9, total: 2_400_000, started_ms: 1_000.0 };
         assert_eq!(weights_line(progress, 4_000.0), "autoencoder 1.20 MB of 2.40 MB · 3 s left");
         assert_eq!(weights_line(gpu::Progress { received: 0, ..progress }, 4_000.0), "autoencoder 0 B of 2.40 MB");
     }

@@ -9,7 +9,10 @@ use crate::{
     links::api_path,
     ranking::{RankBy, TopActs},
 };
-use api::{ErrorCode, FeatureQuery, Problem, TokenKind, TokenSpan};
+use api::{
+    ErrorCode, FeatureQuery, Problem, Tier, TokenKind, TokenSpan,
+    gpu::{Compute, Fault},
+};
 use leptos::{prelude::*, task::spawn_local};
 use std::{cell::RefCell, collections::BTreeSet, sync::Arc};
 use web_sys::{AbortController, File, Url};
@@ -79,6 +82,10 @@ pub struct Run {
     pub text: Vec<(u32, String)>,
     /// What computed it.
     pub path: String,
+    /// Why that, and where the autoencoder came from.
+    pub why: String,
+    /// What went wrong on the way and was repaired.
+    pub notice: Option<String>,
     pub provenance: String,
 }
 
@@ -92,6 +99,8 @@ impl Run {
             base: positions(&header.spans, TokenKind::Base),
             text: text_tokens(&header.spans),
             path: if server.is_empty() { path } else { format!("{path} · {server}") },
+            why: gpu::why_line(&encoded.loaded),
+            notice: encoded.notice,
             provenance: header.provenance,
         }
     }
@@ -141,10 +150,11 @@ pub fn follow(state: State) {
             Some(own) => Some(PictureInput::Own(own.file)),
             None => address.picture.map(PictureInput::Demo),
         };
-        (state.key.get(), input, address.prompt, address.cpu, state.attempt.get())
+        let how = How { compute: address.compute, tier: address.tier, fault: address.fault };
+        (state.key.get(), input, address.prompt, how, state.attempt.get())
     });
     Effect::new(move |_| {
-        let (key, input, prompt, cpu, _) = wanted.get();
+        let (key, input, prompt, how, _) = wanted.get();
         cancel();
         state.run.set(None);
         state.hovered.set(None);
@@ -156,7 +166,7 @@ pub fn follow(state: State) {
         CONTROLLER.set(controller.clone());
         state.stage.set(Stage::Extracting);
         spawn_local(async move {
-            let outcome = analyze(state, &key, &input, &prompt, cpu, controller.as_ref()).await;
+            let outcome = analyze(state, &key, &input, &prompt, how, controller.as_ref()).await;
             // A newer analysis owns the page now.
             if controller.is_some_and(|controller| controller.signal().aborted()) {
                 let is_newest = CONTROLLER.with_borrow(Option::is_none);
@@ -179,27 +189,50 @@ pub fn follow(state: State) {
     follow_labels(state);
 }
 
+/// Where and with what the features are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct How {
+    compute: Compute,
+    tier: Option<Tier>,
+    fault: Option<Fault>,
+}
+
 async fn analyze(
     state: State,
     key: &SourceKey,
     input: &PictureInput,
     prompt: &str,
-    cpu: bool,
+    how: How,
     controller: Option<&AbortController>,
 ) -> Answer<Run> {
-    let weights = api_path(key, "/weights/sae.safetensors");
-    let config = api_path(key, "/weights/cfg.json");
-    // The weights travel while the server computes; both loads are the same one.
-    let (early_weights, early_config) = (weights.clone(), config.clone());
-    spawn_local(async move { drop(gpu::load(&early_weights, &early_config, cpu).await) });
+    let How { compute, tier, fault } = how;
+    let wanted = gpu::Wanted { base_url: api_path(key, "/weights/"), tier, compute };
+    if compute != Compute::Server {
+        // The weights travel while the server computes; both loads are the same one.
+        let early = wanted.clone();
+        spawn_local(async move { drop(gpu::load(&early).await) });
+    }
     let signal = controller.map(AbortController::signal);
     let is_stale = || signal.as_ref().is_some_and(web_sys::AbortSignal::aborted);
 
-    let extracted = http::extract(key, input, prompt, signal.as_ref()).await?;
+    let thresholds = tier == Some(Tier::Slice);
+    let extracted = http::extract(key, input, prompt, thresholds, signal.as_ref()).await?;
+    let encode_there = async |reason: &str| {
+        let encoded = http::encode_hidden(key, &extracted.header, &extracted.hidden, reason, signal.as_ref()).await?;
+        Ok(Run::new(extracted.header.clone(), encoded, &extracted.engine))
+    };
+    if compute == Compute::Server {
+        return encode_there("as asked for in the address").await;
+    }
     if !is_stale() {
         state.stage.set(Stage::Loading);
     }
-    let loaded = gpu::load(&weights, &config, cpu).await.map_err(gpu_problem)?;
+    let loaded = match gpu::load(&wanted).await {
+        Ok(loaded) => loaded,
+        // Neither GPU nor CPU can hold it: the server is the last resort.
+        Err(detail) if compute == Compute::Auto && !is_stale() => return encode_there(&detail).await,
+        Err(detail) => return Err(gpu_problem(detail)),
+    };
     if loaded.d_model != extracted.header.d_model {
         return Err(gpu_problem(format!(
             "the hidden states are {} wide, the autoencoder expects {}",
@@ -209,12 +242,15 @@ async fn analyze(
     if !is_stale() {
         state.stage.set(Stage::Encoding);
     }
-    let encoded = gpu::encode(extracted.hidden, extracted.header.tokens).await.map_err(gpu_problem)?;
-    Ok(Run::new(extracted.header, encoded, &extracted.engine))
+    if let Some(fault) = fault {
+        gpu::break_with(fault);
+    }
+    let encoded = gpu::encode(extracted.hidden, extracted.thresholds, extracted.header.tokens).await;
+    Ok(Run::new(extracted.header, encoded.map_err(gpu_problem)?, &extracted.engine))
 }
 
 fn gpu_problem(detail: String) -> Problem {
-    let help = "Reload the page, or add cpu=1 to its address to compute without WebGPU.";
+    let help = "Reload the page, or add compute=cpu or compute=server to its address to compute elsewhere.";
     local_problem(ErrorCode::Internal, "The features could not be computed", format!("{detail}. {help}"))
 }
 

@@ -1,0 +1,321 @@
+//! An SAE out of its manifest: tier, place, shards.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+
+use api::gpu::{Compute, GpuReply, LoadedSae, Origin};
+use api::{SaeManifest, ShardFile, Tier, TierShards};
+use shaders::{Cancel, SaeShape, TopK};
+
+use crate::Error;
+use crate::engine::{Engine, weight_type};
+use crate::load::{Sink, Way};
+use crate::place::{self, Place};
+use crate::safetensors::{Tensor, expect};
+use crate::worker::Host;
+
+/// Half floats up to this size are loaded without asking; above it int8, at half of the bytes, is.
+const LARGEST_F16: u64 = 512 << 20;
+/// Relative room below a threshold: rounding of f32 sums.
+const THRESHOLD_ROOM: f32 = 1e-5;
+/// Bytes between two reports of progress.
+const REPORT_BYTES: u64 = 1 << 20;
+
+/// An SAE that encodes.
+pub struct LoadedEngine {
+    pub engine: Engine,
+    /// Latents of the whole SAE, and how many a token keeps.
+    latents: u32,
+    k: u32,
+    /// Of a slice: the latent that each row is, rising.
+    rows: Option<Vec<u32>>,
+}
+
+impl LoadedEngine {
+    pub fn is_slice(&self) -> bool {
+        self.rows.is_some()
+    }
+
+    pub fn d_model(&self) -> u32 {
+        self.engine.shape().d_model
+    }
+
+    pub fn latents(&self) -> u32 {
+        self.latents
+    }
+
+    /// The k strongest latents of each token of `hidden` `[tokens, d_model]`; of a slice, those of its latents that reach
+    /// the token's threshold, the whole SAE's k-th largest activation.
+    ///
+    /// # Errors
+    /// [`Error::Shaders`].
+    pub async fn encode(
+        &self,
+        hidden: &[f32],
+        tokens: u32,
+        thresholds: &[f32],
+        cancel: &Cancel,
+    ) -> Result<TopK, Error> {
+        let top = self.engine.encode(hidden, tokens, cancel).await?;
+        let Some(rows) = &self.rows else { return Ok(top) };
+        let (width, k) = (top.k as usize, self.k as usize);
+        let mut sliced = TopK { tokens, ..TopK::empty(self.k) };
+        for (token, threshold) in (0..tokens as usize).zip(thresholds) {
+            let range = token * width..(token + 1) * width;
+            let pairs = top.top_indices[range.clone()].iter().zip(&top.top_acts[range]);
+            // The server adds up in another order: without some room the k-th latent itself would drop out.
+            let least = threshold * (1.0 - THRESHOLD_ROOM);
+            let kept = pairs.filter(|(_, act)| **act > 0.0 && **act >= least);
+            let (indices, acts): (Vec<u32>, Vec<f32>) = kept.map(|(row, act)| (rows[*row as usize], *act)).unzip();
+            let missing = k - indices.len();
+            let padding: Vec<u32> = (0..).filter(|latent| !indices.contains(latent)).take(missing).collect();
+            sliced.top_indices.extend(indices.into_iter().chain(padding));
+            sliced.top_acts.extend(acts.into_iter().chain(std::iter::repeat_n(0.0, missing)));
+        }
+        Ok(sliced)
+    }
+}
+
+/// What a page asks for.
+pub struct Wanted<'a> {
+    pub id: u32,
+    pub base_url: &'a str,
+    pub manifest: &'a SaeManifest,
+    pub tier: Option<Tier>,
+    pub compute: Compute,
+    pub cancel: &'a Cancel,
+}
+
+impl Wanted<'_> {
+    /// Loads it, on the CPU if the GPU fails on the way and was not insisted on.
+    ///
+    /// # Errors
+    /// As of the files, the GPU and the CPU.
+    pub async fn load<H: Host>(&self, host: &H) -> Result<(LoadedEngine, LoadedSae), Error> {
+        let tier = self.pick_tier()?;
+        let mut failed = None;
+        for compute in [self.compute, Compute::Cpu] {
+            match self.load_tier(host, tier, compute).await {
+                Err(error) if error.is_lost() && self.compute == Compute::Auto => failed = Some(error),
+                Ok((engine, sae)) => {
+                    let reason = failed.map_or(sae.reason, |error| format!("the GPU failed: {error}"));
+                    return Ok((engine, LoadedSae { reason, ..sae }));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failed.unwrap_or(Error::NotLoaded))
+    }
+
+    /// The tier that was asked for, or the best that is not too large.
+    fn pick_tier(&self) -> Result<&TierShards, Error> {
+        let tiers = &self.manifest.tiers;
+        let found = match self.tier {
+            Some(tier) => self.manifest.tier(tier),
+            None => tiers
+                .iter()
+                .find(|tier| match tier.tier {
+                    Tier::F16 => tier.bytes() <= LARGEST_F16,
+                    Tier::Int8 | Tier::Int4 => true,
+                    Tier::Slice => false,
+                })
+                .or_else(|| tiers.first()),
+        };
+        found.ok_or_else(|| Error::NoTier {
+            tier: self.tier.map_or("any", Tier::as_str).to_owned(),
+            has: tiers.iter().map(|tier| tier.tier.as_str()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    async fn load_tier<H: Host>(
+        &self,
+        host: &H,
+        tier: &TierShards,
+        compute: Compute,
+    ) -> Result<(LoadedEngine, LoadedSae), Error> {
+        let SaeManifest { d_model, latents, k, .. } = *self.manifest;
+        let weight_type = weight_type(tier.tier);
+        let shape = SaeShape::new(d_model, tier.rows, k.min(tier.rows))?;
+        let place = place::choose(host, shape, weight_type, compute).await?;
+        let files: Vec<&ShardFile> = std::iter::once(&self.manifest.biases).chain(&tier.shards).collect();
+        let not_kept = self.room(host, &files).await.err();
+        let target = Target { place: RefCell::new(place), tier, d_model, latents, biases: RefCell::default() };
+        let origin = self.stream(host, &files, not_kept.is_none(), &target).await?;
+        let Target { place, biases, .. } = target;
+        let (mut place, biases) = (place.into_inner(), biases.into_inner());
+        let rows = (tier.tier == Tier::Slice).then_some(biases.rows);
+        let b_enc: Vec<f32> = match &rows {
+            Some(rows) => rows.iter().filter_map(|row| biases.b_enc.get(*row as usize).copied()).collect(),
+            None => biases.b_enc,
+        };
+        place.engine.finish(&b_enc, &biases.b_dec).await?;
+        place::tune(host, &mut place, weight_type, self.cancel).await?;
+        let Place { engine, adapter, reason } = place;
+        let sae = LoadedSae {
+            path: engine.path(),
+            adapter,
+            reason,
+            tier: tier.tier,
+            agreement: tier.agreement.clone(),
+            latents,
+            d_model,
+            k,
+            origin,
+            not_kept,
+        };
+        Ok((LoadedEngine { engine, latents, k, rows }, sae))
+    }
+
+    /// Whether what is missing can be kept; `Err` says why not.
+    async fn room<H: Host>(&self, host: &H, files: &[&ShardFile]) -> Result<(), String> {
+        let room = host.room().await?;
+        let mut missing = 0;
+        for file in files {
+            missing += file.bytes.saturating_sub(host.length(&file.file).await);
+        }
+        if missing <= room {
+            return Ok(());
+        }
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        Err(format!(
+            "there is room for {} MiB and {} are needed; free some space in this browser's storage",
+            mib(room),
+            mib(missing)
+        ))
+    }
+
+    /// Streams all files, three at once.
+    async fn stream<H: Host>(
+        &self,
+        host: &H,
+        files: &[&ShardFile],
+        keep: bool,
+        target: &Target<'_>,
+    ) -> Result<Origin, Error> {
+        let total = files.iter().map(|file| file.bytes).sum();
+        let (stored, fetched, reported) = (Cell::new(0i64), Cell::new(0i64), Cell::new(0u64));
+        let report = |always: bool| {
+            let received = (stored.get() + fetched.get()).max(0).cast_unsigned();
+            if always || received.abs_diff(reported.get()) >= REPORT_BYTES {
+                reported.set(received);
+                let fetched = fetched.get().max(0).cast_unsigned();
+                host.post(&GpuReply::Progress { id: self.id, received, fetched, total });
+            }
+        };
+        let passed = |from_storage: i64, from_network: i64| {
+            stored.set(stored.get() + from_storage);
+            fetched.set(fetched.get() + from_network);
+            report(false);
+        };
+        let way = Way { host, base_url: self.base_url, keep, cancel: self.cancel, passed: &passed };
+        report(true);
+        // Each lane takes the next file when it has finished one.
+        let next = Cell::new(0);
+        // Boxed: three lanes inlined into one another are 8 KB.
+        let lane = || -> Pin<Box<dyn Future<Output = Result<(), Error>> + '_>> {
+            Box::pin(async {
+                while let Some(file) = files.get(next.replace(next.get() + 1)) {
+                    way.load(file, &mut ShardSink { target, file }).await?;
+                }
+                Ok(())
+            })
+        };
+        futures::try_join!(lane(), lane(), lane())?;
+        report(true);
+        Ok(Origin { stored: stored.get().max(0).cast_unsigned(), fetched: fetched.get().max(0).cast_unsigned() })
+    }
+}
+
+/// Where the files go.
+struct Target<'a> {
+    place: RefCell<Place>,
+    tier: &'a TierShards,
+    d_model: u32,
+    latents: u32,
+    biases: RefCell<Biases>,
+}
+
+/// What is small enough to be kept here until all is there.
+#[derive(Default)]
+struct Biases {
+    b_enc: Vec<f32>,
+    b_dec: Vec<f32>,
+    /// Latents of a slice's rows.
+    rows: Vec<u32>,
+}
+
+/// One file on its way.
+struct ShardSink<'a> {
+    target: &'a Target<'a>,
+    file: &'a ShardFile,
+}
+
+impl Sink for ShardSink<'_> {
+    fn check(&mut self, tensors: &[Tensor]) -> Result<(), Error> {
+        let Target { tier, d_model, latents, .. } = *self.target;
+        if self.file.rows == 0 {
+            let mut biases = self.target.biases.borrow_mut();
+            (biases.b_enc, biases.b_dec) = (vec![0.0; latents as usize], vec![0.0; d_model as usize]);
+            expect(tensors, "b_enc", "F32", &[latents.into()])?;
+            return expect(tensors, "b_dec", "F32", &[d_model.into()]).map(drop);
+        }
+        let (rows, width) = (u64::from(self.file.rows), u64::from(tier.tier.width(d_model)));
+        match tier.tier {
+            Tier::F16 => expect(tensors, "weight", "F16", &[rows, width])?,
+            Tier::Int8 => {
+                expect(tensors, "scale", "F32", &[rows])?;
+                expect(tensors, "weight", "I8", &[rows, width])?
+            }
+            Tier::Int4 => {
+                expect(tensors, "scale", "F16", &[rows, width / u64::from(api::shards::INT4_GROUP)])?;
+                expect(tensors, "weight", "U8", &[rows, width / 2])?
+            }
+            Tier::Slice => {
+                self.target.biases.borrow_mut().rows.resize(tier.rows as usize, 0);
+                expect(tensors, "latents", "I32", &[rows])?;
+                expect(tensors, "weight", "F16", &[rows, width])?
+            }
+        };
+        Ok(())
+    }
+
+    fn take(&mut self, tensor: &Tensor, offset: u64, piece: &[u8]) -> Result<(), Error> {
+        let Target { tier, d_model, latents, .. } = *self.target;
+        let first = u64::from(self.file.first_row);
+        let mut biases = self.target.biases.borrow_mut();
+        match tensor.name.as_str() {
+            "weight" => {
+                let offset = first * tier.tier.row_bytes(d_model) + offset;
+                self.target.place.borrow_mut().engine.write_rows(offset, piece)
+            }
+            "scale" => {
+                let offset = first * tier.tier.side_bytes(d_model) + offset;
+                self.target.place.borrow_mut().engine.write_scales(offset, piece)
+            }
+            "b_enc" => {
+                copy_floats(&mut biases.b_enc, offset, piece);
+                Ok(())
+            }
+            "b_dec" => {
+                copy_floats(&mut biases.b_dec, offset, piece);
+                Ok(())
+            }
+            "latents" => {
+                let rows = biases.rows.iter_mut().skip((first + offset / 4) as usize);
+                for (row, bytes) in rows.zip(piece.as_chunks::<4>().0) {
+                    *row = u32::from_le_bytes(*bytes);
+                    if *row >= latents {
+                        return Err(Error::NoFeature { feature: *row, latents });
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn copy_floats(to: &mut [f32], offset: u64, piece: &[u8]) {
+    let to = to.iter_mut().skip((offset / 4) as usize);
+    to.zip(piece.as_chunks::<4>().0).for_each(|(to, bytes)| *to = f32::from_le_bytes(*bytes));
+}

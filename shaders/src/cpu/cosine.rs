@@ -1,0 +1,65 @@
+//! Cosine of one row with each row of a matrix, in plain Rust; the nearest rows.
+
+use crate::Error;
+use crate::error::check_len;
+use crate::limits::check_finite;
+
+/// Sizes of a matrix, checked.
+pub(crate) struct Rows {
+    pub n: u32,
+    pub d_model: u32,
+}
+
+impl Rows {
+    /// `rows` must be `[n, d_model]` for the `d_model` of `row`, and both finite.
+    pub fn new(row: &[f32], rows: &[f32]) -> Result<Self, Error> {
+        if row.is_empty() {
+            return Err(Error::Size { what: "d_model", given: 0, expected: "at least 1".to_owned() });
+        }
+        let n = rows.len() / row.len();
+        check_len("rows [n, d_model]", rows.len(), n * row.len())?;
+        // Both fit: a slice of f32 that a GPU can hold is shorter than 2^32.
+        let sizes = Self { n: n as u32, d_model: row.len() as u32 };
+        check_finite(row, sizes.d_model)?;
+        check_finite(rows, sizes.d_model)?;
+        Ok(sizes)
+    }
+}
+
+/// `1 / |row|`; 0 for a zero row, and for one so small that f32 has no such number.
+pub(crate) fn inverse_norm(row: &[f32]) -> f32 {
+    let norm = squared_norm(row).sqrt();
+    if norm < f64::from(f32::MIN_POSITIVE) { 0.0 } else { (1.0 / norm) as f32 }
+}
+
+fn squared_norm(row: &[f32]) -> f64 {
+    row.iter().map(|&value| f64::from(value).powi(2)).sum()
+}
+
+/// Cosines `[n]` of `row` `[d_model]` with each of `rows` `[n, d_model]`: `(a · b) / (|a| |b|)`, 0 where either is
+/// zero.
+///
+/// # Errors
+/// [`Error::Size`] for an empty row, [`Error::Length`] if the last row is not whole, [`Error::NotFinite`] with the
+/// number of the row.
+pub fn similarities(row: &[f32], rows: &[f32]) -> Result<Vec<f32>, Error> {
+    Rows::new(row, rows)?;
+    let square = squared_norm(row);
+    let cosine = |other: &[f32]| {
+        let dot: f64 = row.iter().zip(other).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+        let norms = (square * squared_norm(other)).sqrt();
+        if norms == 0.0 { 0.0 } else { (dot / norms).clamp(-1.0, 1.0) as f32 }
+    };
+    Ok(rows.chunks_exact(row.len()).map(cosine).collect())
+}
+
+/// The `n` most similar rows and their cosines, falling, ties to the lower index; `exclude` is the row itself.
+#[must_use]
+pub fn nearest(similarities: &[f32], n: usize, exclude: Option<u32>) -> Vec<(u32, f32)> {
+    // Adding 0 turns -0 into 0: they are a tie.
+    let indexed = (0..).zip(similarities.iter().map(|similarity| similarity + 0.0));
+    let mut ranked: Vec<(u32, f32)> = indexed.filter(|&(index, _)| Some(index) != exclude).collect();
+    ranked.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    ranked.truncate(n);
+    ranked
+}

@@ -1,0 +1,74 @@
+//! Pairs against a plain loop over tokens.
+
+use shaders::cpu::cofire::cofire;
+use shaders::kernels::cofire::{Cofire, MAX_FEATURES};
+use shaders::{Error, Gpu, TopK};
+
+use crate::common::two_worlds;
+use crate::sparse::random_top_k;
+
+two_worlds!(pairs_are_counted_on_awkward_sizes, silent_and_absent_features_are_zero, bad_input_is_refused);
+
+/// The definition: every pair, every token.
+fn truth(top: &TopK, features: &[u32]) -> Vec<u32> {
+    let fires = |token: u32, feature: u32| {
+        let (latents, acts) = top.row(token);
+        latents.iter().zip(acts).any(|(&latent, &act)| latent == feature && act > 0.0)
+    };
+    let rows: Vec<Vec<bool>> =
+        features.iter().map(|&feature| (0..top.tokens).map(|token| fires(token, feature)).collect()).collect();
+    let common = |a: &[bool], b: &[bool]| a.iter().zip(b).filter(|&(&a, &b)| a && b).count() as u32;
+    rows.iter().flat_map(|a| rows.iter().map(|b| common(a, b)).collect::<Vec<_>>()).collect()
+}
+
+async fn pairs_are_counted_on_awkward_sizes(gpu: Gpu) {
+    let kernel = Cofire::new(&gpu);
+    // The last one is past a dispatch row of `mark`.
+    for (tokens, k, latents, count) in [
+        (1, 1, 1, 1),
+        (31, 2, 5, 3),
+        (32, 4, 9, 9),
+        (33, 4, 40, 17),
+        (1000, 32, 300, MAX_FEATURES),
+        (3, 1024, 2000, 100),
+        (131_100, 32, 100, 2),
+    ] {
+        let top = random_top_k(tokens, k, latents, u64::from(tokens));
+        // In no order of latent.
+        let mut features: Vec<u32> = (0..latents).rev().take(count).collect();
+        features.rotate_left(count / 3);
+        let expected = truth(&top, &features);
+        let what = format!("{tokens} tokens, {count} features");
+        assert_eq!(kernel.counts(&gpu, &top, &features).await.unwrap(), expected, "{what}");
+        assert_eq!(cofire(&top, &features).unwrap(), expected, "{what}, twin");
+        assert!(expected.iter().any(|&count| count > 0) || tokens == 1, "{what}: the test has no pairs");
+    }
+}
+
+async fn silent_and_absent_features_are_zero(gpu: Gpu) {
+    let kernel = Cofire::new(&gpu);
+    // Feature 8 is listed with activation 0 only, feature 9 never.
+    let top =
+        TopK { tokens: 2, k: 3, top_indices: vec![1, 2, 8, 2, 1, 8], top_acts: vec![1.0, 2.0, 0.0, 1.0, 0.0, 0.0] };
+    let expected = [2, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1];
+    assert_eq!(kernel.counts(&gpu, &top, &[2, 9, 8, 1]).await.unwrap(), expected);
+    assert_eq!(cofire(&top, &[2, 9, 8, 1]).unwrap(), expected);
+    assert_eq!(kernel.counts(&gpu, &TopK::empty(3), &[4, 5]).await.unwrap(), [0; 4]);
+}
+
+async fn bad_input_is_refused(gpu: Gpu) {
+    let kernel = Cofire::new(&gpu);
+    let top = random_top_k(4, 2, 10, 1);
+    let too_many: Vec<u32> = (0..=MAX_FEATURES as u32).collect();
+    let cases: [&[u32]; 3] = [&[], &too_many, &[3, 4, 3]];
+    for features in cases {
+        let refused = kernel.counts(&gpu, &top, features).await;
+        assert!(matches!(refused, Err(Error::Size { .. })), "{refused:?}");
+        assert_eq!(cofire(&top, features), refused);
+    }
+    let mut bad = top.clone();
+    bad.top_acts[3] = f32::NAN;
+    let expected = Err(Error::NotFinite { token: 1 });
+    assert_eq!(kernel.counts(&gpu, &bad, &[1]).await, expected);
+    assert_eq!(cofire(&bad, &[1]), expected);
+}

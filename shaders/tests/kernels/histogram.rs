@@ -1,0 +1,77 @@
+//! Counts against a plain loop in f64, and exactly against the twin.
+
+use shaders::cpu::histogram::histogram;
+use shaders::kernels::histogram::{Histogram, MAX_BINS};
+use shaders::{Error, Gpu};
+
+use crate::common::{Random, two_worlds};
+
+two_worlds!(
+    whole_numbers_are_counted_as_in_f64,
+    kernel_and_twin_agree_at_the_edges,
+    what_is_not_positive_is_not_counted,
+    bad_input_is_refused,
+);
+
+/// The definition, in f64.
+fn truth(values: &[f32], bins: u32, max: f32) -> Vec<u32> {
+    let mut counts = vec![0; bins as usize];
+    for value in values.iter().copied().map(f64::from).filter(|&value| value > 0.0) {
+        let bin = (value * f64::from(bins) / f64::from(max)).floor();
+        counts[bin.min(f64::from(bins - 1)) as usize] += 1;
+    }
+    counts
+}
+
+async fn whole_numbers_are_counted_as_in_f64(gpu: Gpu) {
+    let kernel = Histogram::new(&gpu);
+    // The last one is more than one submission.
+    for (count, bins) in [(1, 1), (255, 2), (4097, 64), (10_000, MAX_BINS), ((1 << 22) + 5, 16)] {
+        // The bins' width is 1/4: values and edges are exact in f32.
+        let max = bins as f32 / 4.0;
+        let values: Vec<f32> = Random(3).wholes(count, u64::from(bins)).iter().map(|value| value / 4.0).collect();
+        let expected = truth(&values, bins, max);
+        assert_eq!(kernel.counts(&gpu, &values, bins, max).await.unwrap(), expected, "{count} in {bins}");
+        assert_eq!(histogram(&values, bins, max).unwrap(), expected, "{count} in {bins}, twin");
+    }
+}
+
+async fn kernel_and_twin_agree_at_the_edges(gpu: Gpu) {
+    let kernel = Histogram::new(&gpu);
+    let mut random = Random(1);
+    for (bins, max) in [(7, 0.3), (50, 12.7), (100, 1e-20), (1000, 3e20)] {
+        let mut values = random.uniforms(5000, 1.1 * max);
+        // Edges of bins, and the floats beside them.
+        for bin in 0..=bins {
+            let edge = bin as f32 * (max / bins as f32);
+            values.extend([edge, f32::from_bits(edge.to_bits() + 1), f32::from_bits(edge.to_bits().max(1) - 1)]);
+        }
+        let answer = kernel.counts(&gpu, &values, bins, max).await.unwrap();
+        assert_eq!(histogram(&values, bins, max).unwrap(), answer, "{bins} to {max}");
+        let positive = values.iter().filter(|value| **value > 0.0).count();
+        assert_eq!(answer.iter().map(|&count| count as usize).sum::<usize>(), positive, "{bins} to {max}");
+    }
+}
+
+async fn what_is_not_positive_is_not_counted(gpu: Gpu) {
+    let kernel = Histogram::new(&gpu);
+    let silent = [0.0, -0.0, -1.0, f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+    let smallest = f32::from_bits(1);
+    let positive = [smallest, 0.5, 2.0, 3.0, 1e6];
+    let values = [&silent[..], &positive[..]].concat();
+    let expected = [1, 1, 0, 3];
+    // The last bin is closed and holds what is larger.
+    assert_eq!(kernel.counts(&gpu, &values, 4, 2.0).await.unwrap(), expected);
+    assert_eq!(histogram(&values, 4, 2.0).unwrap(), expected);
+    assert_eq!(kernel.counts(&gpu, &[], 4, 2.0).await.unwrap(), [0; 4]);
+}
+
+async fn bad_input_is_refused(gpu: Gpu) {
+    let kernel = Histogram::new(&gpu);
+    let bad = [(0, 1.0), (MAX_BINS + 1, 1.0), (4, 0.0), (4, -1.0), (4, f32::NAN), (4, f32::INFINITY)];
+    for (bins, max) in bad {
+        let refused = kernel.counts(&gpu, &[1.0], bins, max).await;
+        assert!(matches!(refused, Err(Error::Size { .. })), "{bins} to {max}: {refused:?}");
+        assert_eq!(histogram(&[1.0], bins, max), refused);
+    }
+}

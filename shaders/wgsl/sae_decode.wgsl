@@ -1,0 +1,90 @@
+// Reconstruction by a TopK SAE, and its squared error:
+//
+//     reconstruction[t] = sum over i of top_acts[t, i] * W_dec[top_indices[t, i]] + b_dec        (f32)
+//     squared_error[t] = |hidden[t] - reconstruction[t]|^2
+//
+// The decoder is never whole on the GPU: `add_rows` runs for each batch of its rows, on one range of tokens, one
+// workgroup for THREADS channels of a token; `finish` adds the bias and compares, one workgroup per token.
+
+@group(0) @binding(0) var<uniform> params: Params;
+// [tokens, k]
+@group(0) @binding(1) var<storage, read> top_acts: array<f32>;
+// [tokens, k]: the row of the batch, or NO_ROW
+@group(0) @binding(2) var<storage, read> places: array<u32>;
+// [rows of the batch, d_model]
+@group(0) @binding(3) var<storage, read> rows: array<f32>;
+// [tokens, d_model]
+@group(0) @binding(4) var<storage, read_write> reconstruction: array<f32>;
+// [tokens, d_model]
+@group(0) @binding(5) var<storage, read> hidden: array<f32>;
+// [d_model]
+@group(0) @binding(6) var<storage, read> b_dec: array<f32>;
+// [tokens]
+@group(0) @binding(7) var<storage, read_write> squared_error: array<f32>;
+
+struct Params {
+    // The tokens first_token .. end_token.
+    first_token: u32,
+    end_token: u32,
+    d_model: u32,
+    k: u32,
+    padding: vec4<u32>,
+}
+
+const THREADS: u32 = 64;
+const NO_ROW: u32 = 4294967295u;
+
+var<workgroup> partial: array<f32, THREADS>;
+
+@compute @workgroup_size(THREADS)
+fn add_rows(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let blocks = (params.d_model + THREADS - 1u) / THREADS;
+    let at = group.y * groups.x + group.x;
+    let token = params.first_token + at / blocks;
+    let channel = (at % blocks) * THREADS + thread;
+    if token >= params.end_token || channel >= params.d_model {
+        return;
+    }
+    var sum = 0.0;
+    for (var i = token * params.k; i < (token + 1u) * params.k; i++) {
+        let row = places[i];
+        if row != NO_ROW {
+            sum += top_acts[i] * rows[row * params.d_model + channel];
+        }
+    }
+    reconstruction[token * params.d_model + channel] += sum;
+}
+
+@compute @workgroup_size(THREADS)
+fn finish(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let token = params.first_token + group.y * groups.x + group.x;
+    if token >= params.end_token {
+        return;
+    }
+    let start = token * params.d_model;
+    var sum = 0.0;
+    for (var channel = thread; channel < params.d_model; channel += THREADS) {
+        let value = reconstruction[start + channel] + b_dec[channel];
+        reconstruction[start + channel] = value;
+        let difference = hidden[start + channel] - value;
+        sum += difference * difference;
+    }
+    partial[thread] = sum;
+    for (var stride = THREADS / 2u; stride > 0u; stride /= 2u) {
+        workgroupBarrier();
+        if thread < stride {
+            partial[thread] += partial[thread + stride];
+        }
+    }
+    if thread == 0u {
+        squared_error[token] = partial[0];
+    }
+}
