@@ -106,7 +106,7 @@ fn loader(bundle: &Bundle) -> String {
     }
     format!(
         "import init from './{}';\n\
-         init().catch((error) => postMessage([JSON.stringify({{ type: 'failed', id: null, detail: String(error) }})]));\n",
+         init().catch((error) => postMessage([JSON.stringify({{ failed: {{ id: null, detail: String(error) }} }})]));\n",
         bindings(bundle)
     )
 }
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_failed_start_is_told_in_the_workers_protocol() {
         assert!(loader(&WORKER).contains("import init from './worker_bindings.js'"));
-        assert!(loader(&WORKER).contains("type: 'failed'"));
+        assert!(loader(&WORKER).contains("{ failed: { id: null, detail: String(error) } }"));
         assert!(loader(&PAGE).is_empty());
     }
 }
