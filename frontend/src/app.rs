@@ -5,7 +5,7 @@
 
 use crate::{
     api::{Answer, SourceKey, client},
-    components::{Footer, Header, Help},
+    components::{Erase, Footer, Header, Help},
     pages::{AnalyzePage, DocsPage, FeaturePage, LandingPage, NotFoundPage, RandomPage, SourcePage, SteerPage},
 };
 use api::Source;
@@ -146,14 +146,14 @@ pub fn App() -> impl IntoView {
             </a>
             <Header />
             <main id="main" tabindex="-1">
-                <FlatRoutes fallback=|| view! { <NotFoundPage /> }>
-                    <Route path=path!("/") view=LandingPage ssr=SsrMode::Async />
-                    <Route path=path!("/random") view=RandomPage ssr=SsrMode::Async />
-                    <Route path=path!("/docs") view=DocsPage ssr=SsrMode::Async />
-                    <Route path=path!("/:model/:source") view=SourcePage ssr=SsrMode::Async />
-                    <Route path=path!("/:model/:source/analyze") view=AnalyzePage ssr=SsrMode::Async />
-                    <Route path=path!("/:model/:source/steer") view=SteerPage ssr=SsrMode::Async />
-                    <Route path=path!("/:model/:source/:index") view=FeaturePage ssr=SsrMode::Async />
+                <FlatRoutes fallback=|| NotFoundPage().erased()>
+                    <Route path=path!("/") view=|| LandingPage().erased() ssr=SsrMode::Async />
+                    <Route path=path!("/random") view=|| RandomPage().erased() ssr=SsrMode::Async />
+                    <Route path=path!("/docs") view=|| DocsPage().erased() ssr=SsrMode::Async />
+                    <Route path=path!("/:model/:source") view=|| SourcePage().erased() ssr=SsrMode::Async />
+                    <Route path=path!("/:model/:source/analyze") view=|| AnalyzePage().erased() ssr=SsrMode::Async />
+                    <Route path=path!("/:model/:source/steer") view=|| SteerPage().erased() ssr=SsrMode::Async />
+                    <Route path=path!("/:model/:source/:index") view=|| FeaturePage().erased() ssr=SsrMode::Async />
                 </FlatRoutes>
             </main>
             <Footer />

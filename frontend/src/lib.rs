@@ -3,6 +3,9 @@
 //!
 //! A page is *params → resource → view*; components take data.
 
+// Types of whole pages are deep.
+#![recursion_limit = "256"]
+
 pub mod api;
 pub mod app;
 pub mod browser;

@@ -4,7 +4,6 @@
 use crate::ranking::TopActs;
 use api::TokenSpan;
 use serde::Deserialize;
-use std::collections::BTreeMap;
 
 /// Headers above this are not ours.
 const MAX_HEADER: u64 = 1 << 20;
@@ -16,6 +15,34 @@ pub struct TensorInfo {
     pub shape: Vec<u32>,
     /// Begin and end, counted from the first data byte.
     pub data_offsets: [u32; 2],
+}
+
+/// The header of either answer; what else is in it is passed over.
+#[derive(Deserialize)]
+struct Header {
+    #[serde(default, rename = "__metadata__")]
+    metadata: Metadata,
+    hidden: Option<TensorInfo>,
+    threshold: Option<TensorInfo>,
+    top_indices: Option<TensorInfo>,
+    top_acts: Option<TensorInfo>,
+}
+
+/// Entries that are themselves JSON in a string, and a name.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Metadata {
+    grid: String,
+    spans: String,
+    provenance: String,
+}
+
+impl Header {
+    fn read(json: &[u8]) -> Result<Self, String> {
+        let json = std::str::from_utf8(json).map_err(|error| error.to_string());
+        json.and_then(|json| serde_json::from_str(json).map_err(|error| error.to_string()))
+            .map_err(|error| format!("the safetensors header cannot be read: {error}"))
+    }
 }
 
 /// What `POST …/extract` answers with, before its data is touched.
@@ -47,12 +74,8 @@ pub fn header_length(first: &[u8]) -> Result<u32, String> {
 pub fn extract_header(json: &[u8], file_bytes: u32) -> Result<ExtractHeader, String> {
     let data_start =
         8 + u32::try_from(json.len()).map_err(|_| "the safetensors header is longer than 4 GiB".to_owned())?;
-    let header: BTreeMap<String, serde_json::Value> =
-        serde_json::from_slice(json).map_err(|error| format!("the safetensors header cannot be read: {error}"))?;
-    let metadata = header.get("__metadata__").cloned().unwrap_or_default();
-    let hidden = header.get("hidden").cloned().ok_or("the answer has no tensor `hidden`")?;
-    let hidden: TensorInfo =
-        serde_json::from_value(hidden).map_err(|error| format!("tensor `hidden` cannot be read: {error}"))?;
+    let Header { metadata, hidden, threshold, .. } = Header::read(json)?;
+    let hidden = hidden.ok_or("the answer has no tensor `hidden`")?;
     let (tokens, d_model) = match (hidden.dtype.as_str(), hidden.shape.as_slice()) {
         ("F16", [tokens, d_model]) => (*tokens, *d_model),
         (dtype, shape) => return Err(format!("`hidden` is {dtype} {shape:?}; expected F16 [tokens, d_model]")),
@@ -61,8 +84,8 @@ pub fn extract_header(json: &[u8], file_bytes: u32) -> Result<ExtractHeader, Str
     if end > u64::from(file_bytes) || end.checked_sub(begin) != Some(u64::from(tokens) * u64::from(d_model) * 2) {
         return Err(format!("`hidden` should lie at bytes {begin}..{end} of {file_bytes}: the answer is cut off"));
     }
-    let threshold = match header.get("threshold").cloned().map(serde_json::from_value::<TensorInfo>) {
-        Some(Ok(info)) if info.dtype == "F32" && info.shape == [tokens] => {
+    let threshold = match threshold {
+        Some(info) if info.dtype == "F32" && info.shape == [tokens] => {
             let range = info.data_offsets.map(|offset| offset.saturating_add(data_start));
             if range[1] > file_bytes || range[1].checked_sub(range[0]) != Some(4 * tokens) {
                 return Err(format!(
@@ -74,12 +97,12 @@ pub fn extract_header(json: &[u8], file_bytes: u32) -> Result<ExtractHeader, Str
         Some(other) => return Err(format!("`threshold` is {other:?}; expected F32 [{tokens}]")),
         None => None,
     };
-    let grid: [u32; 2] = metadata_json(&metadata, "grid")?;
-    let spans: Vec<TokenSpan> = metadata_json(&metadata, "spans")?;
+    let grid: [u32; 2] = metadata_json(&metadata.grid, "grid")?;
+    let spans: Vec<TokenSpan> = metadata_json(&metadata.spans, "spans")?;
     if spans.iter().any(|span| span.start > span.end || span.end > tokens) {
         return Err(format!("`spans` reach past the {tokens} tokens"));
     }
-    let provenance = metadata.get("provenance").and_then(|text| text.as_str()).unwrap_or_default().to_owned();
+    let provenance = metadata.provenance;
     Ok(ExtractHeader { tokens, d_model, hidden: [begin as u32, end as u32], threshold, grid, spans, provenance })
 }
 
@@ -87,12 +110,9 @@ pub fn extract_header(json: &[u8], file_bytes: u32) -> Result<ExtractHeader, Str
 pub fn top_acts(file: &[u8]) -> Result<TopActs, String> {
     let length = header_length(file.get(..8).unwrap_or_default())? as usize;
     let json = file.get(8..8 + length).ok_or("the answer is cut off within its header")?;
-    let header: BTreeMap<String, serde_json::Value> =
-        serde_json::from_slice(json).map_err(|error| format!("the safetensors header cannot be read: {error}"))?;
-    let tensor = |name: &str, dtype: &str| {
-        let value = header.get(name).cloned().ok_or(format!("the answer has no tensor `{name}`"))?;
-        let info: TensorInfo =
-            serde_json::from_value(value).map_err(|error| format!("tensor `{name}` cannot be read: {error}"))?;
+    let header = Header::read(json)?;
+    let tensor = |name: &str, info: &Option<TensorInfo>, dtype: &str| {
+        let info = info.as_ref().ok_or(format!("the answer has no tensor `{name}`"))?;
         let (&[tokens, k], [begin, end]) = (info.shape.as_slice(), info.data_offsets.map(|at| at as usize)) else {
             return Err(format!("`{name}` has shape {:?}; expected [tokens, k]", info.shape));
         };
@@ -100,7 +120,8 @@ pub fn top_acts(file: &[u8]) -> Result<TopActs, String> {
         let words = bytes.map(|bytes| bytes.as_chunks::<4>().0).filter(|words| words.len() == (tokens * k) as usize);
         Ok((k as usize, words.ok_or(format!("`{name}` is cut off, or not {dtype}"))?))
     };
-    let ((k, indices), (_, acts)) = (tensor("top_indices", "I32")?, tensor("top_acts", "F32")?);
+    let ((k, indices), (_, acts)) =
+        (tensor("top_indices", &header.top_indices, "I32")?, tensor("top_acts", &header.top_acts, "F32")?);
     Ok(TopActs {
         k,
         indices: indices.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect(),
@@ -109,8 +130,10 @@ pub fn top_acts(file: &[u8]) -> Result<TopActs, String> {
 }
 
 /// A metadata entry that is itself JSON in a string.
-fn metadata_json<T: serde::de::DeserializeOwned>(metadata: &serde_json::Value, name: &str) -> Result<T, String> {
-    let text = metadata.get(name).and_then(|text| text.as_str()).ok_or(format!("the answer has no `{name}`"))?;
+fn metadata_json<T: serde::de::DeserializeOwned>(text: &str, name: &str) -> Result<T, String> {
+    if text.is_empty() {
+        return Err(format!("the answer has no `{name}`"));
+    }
     serde_json::from_str(text).map_err(|error| format!("`{name}` cannot be read: {error}"))
 }
 

@@ -4,9 +4,6 @@ use crate::error::check_len;
 use crate::limits::check_finite;
 use crate::{Error, TopK};
 
-/// Place of an activation whose row is not among those at hand, or that is 0 and needs none.
-pub(crate) const NO_ROW: u32 = u32::MAX;
-
 impl TopK {
     /// Latents that are active on some token, rising: the decoder rows that a decode needs.
     #[must_use]
@@ -19,13 +16,27 @@ impl TopK {
     }
 }
 
+/// One positive activation.
+struct Active {
+    token: u32,
+    latent: u32,
+    act: f32,
+}
+
+/// What one row of a batch adds to one token.
+pub(crate) struct Contribution {
+    pub token: u32,
+    /// Place in the batch.
+    pub row: u32,
+    pub act: f32,
+}
+
 /// The door of a decode: sizes, and the rows still missing.
 pub(crate) struct DecoderRows {
     pub tokens: u32,
-    pub k: u32,
     pub d_model: u32,
-    /// Active latents `[tokens, k]`, [`NO_ROW`] where the activation is 0.
-    wanted: Vec<u32>,
+    /// Positive activations, by rising token and within by rank.
+    active: Vec<Active>,
     /// Latents whose rows are needed, rising.
     needed: Vec<u32>,
     /// By place in `needed`.
@@ -38,22 +49,20 @@ impl DecoderRows {
         if d_model == 0 {
             return Err(Error::Size { what: "d_model", given: 0, expected: "at least 1".to_owned() });
         }
-        let entries = top.top_indices.iter().zip(&top.top_acts);
         let needed = top.active_latents();
-        Ok(Self {
-            tokens: top.tokens,
-            k: top.k,
-            d_model,
-            wanted: entries.map(|(&latent, &act)| if act > 0.0 { latent } else { NO_ROW }).collect(),
-            given: vec![false; needed.len()],
-            needed,
-        })
+        let active = (0..top.tokens).flat_map(|token| {
+            let (latents, acts) = top.row(token);
+            let entries = latents.iter().zip(acts).filter(|&(_, &act)| act > 0.0);
+            entries.map(move |(&latent, &act)| Active { token, latent, act })
+        });
+        let given = vec![false; needed.len()];
+        Ok(Self { tokens: top.tokens, d_model, active: active.collect(), needed, given })
     }
 
     /// Notes the `rows` `[n, d_model]` of `latents`: rising, none given before, all finite.
     pub fn take(&mut self, latents: &[u32], rows: &[f32]) -> Result<(), Error> {
         check_len("rows [n, d_model]", rows.len(), latents.len() * self.d_model as usize)?;
-        check_finite(rows, self.d_model)?;
+        check_finite("rows [n, d_model]", rows, self.d_model)?;
         if let Some(pair) = latents.windows(2).find(|pair| pair[0] >= pair[1]) {
             let expected = format!("more than {}, the one before", pair[0]);
             return Err(Error::Size { what: "latent of a row", given: pair[1].into(), expected });
@@ -69,18 +78,21 @@ impl DecoderRows {
         Ok(())
     }
 
-    /// For each activation `[tokens, k]` its row among `latents` (rising), or [`NO_ROW`].
-    pub fn places(&self, latents: &[u32]) -> Vec<u32> {
-        // A row's number fits: latents are distinct.
-        let place = |wanted: &u32| latents.binary_search(wanted).map_or(NO_ROW, |at| at as u32);
-        self.wanted.iter().map(place).collect()
+    /// What the rows of `latents` (rising) add, by rising token and within by rank.
+    pub fn contributions(&self, latents: &[u32]) -> impl Iterator<Item = Contribution> {
+        self.active.iter().filter_map(move |&Active { token, latent, act }| {
+            let row = latents.binary_search(&latent).ok()?;
+            // A row's number fits: latents are distinct.
+            Some(Contribution { token, row: row as u32, act })
+        })
     }
 
     /// All rows must have come, and `hidden` `[tokens, d_model]` and `b_dec` `[d_model]` fit.
     pub fn check_finish(&self, hidden: &[f32], b_dec: &[f32]) -> Result<(), Error> {
         check_len("hidden [tokens, d_model]", hidden.len(), self.values())?;
-        check_finite(hidden, self.d_model)?;
+        check_finite("hidden [tokens, d_model]", hidden, self.d_model)?;
         check_len("b_dec [d_model]", b_dec.len(), self.d_model as usize)?;
+        check_finite("b_dec [d_model]", b_dec, 1)?;
         let given = self.given.iter().filter(|&&given| given).count();
         check_len("decoder rows of active latents", given, self.needed.len())
     }

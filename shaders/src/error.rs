@@ -21,8 +21,11 @@ pub enum Error {
     Length { what: &'static str, given: usize, expected: usize },
     #[error("{what} is {given}; expected {expected}")]
     Size { what: &'static str, given: u64, expected: String },
-    #[error("hidden state of token {token} has a value that is not a number or infinite")]
-    NotFinite { token: usize },
+    /// `what` names the input and its shape; `row` counts along the first of its dimensions.
+    #[error("{what} has a value in row {row} that is infinite or not a number; expected finite ones")]
+    NotFinite { what: &'static str, row: usize },
+    #[error("the canvas cannot be drawn on: {0}")]
+    Canvas(String),
     #[error("the GPU answers wrongly: {0}")]
     WrongAnswer(String),
 }

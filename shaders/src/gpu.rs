@@ -12,9 +12,12 @@ use crate::Error;
 /// Errors that WebGPU reports without a caller (a shader that does not compile, memory that runs out) are kept and
 /// come out of the next [`Gpu::check`] or [`Gpu::read`]; in the browser they would only be logged.
 pub struct Gpu {
+    /// Makes surfaces of canvases.
+    instance: wgpu::Instance,
     device: wgpu::Device,
     queue: wgpu::Queue,
     adapter: String,
+    is_software: bool,
     trouble: Arc<Mutex<Option<Error>>>,
     /// By shader text and entry point: compiling takes longer than a small encode.
     pipelines: Mutex<HashMap<(String, String), ComputePipeline>>,
@@ -42,7 +45,9 @@ impl Gpu {
             .request_device(&descriptor)
             .await
             .map_err(|error| Error::NoDevice { adapter: info.name.clone(), reason: error.to_string() })?;
-        let gpu = Self { device, queue, adapter: info.name, trouble: Arc::default(), pipelines: Mutex::default() };
+        let is_software = info.device_type == wgpu::DeviceType::Cpu;
+        let (trouble, pipelines) = (Arc::default(), Mutex::default());
+        let gpu = Self { instance, device, queue, adapter: info.name, is_software, trouble, pipelines };
         gpu.watch();
         Ok(gpu)
     }
@@ -53,12 +58,26 @@ impl Gpu {
         &self.adapter
     }
 
-    pub(crate) fn device(&self) -> &wgpu::Device {
+    /// Whether this machine's CPU computes in the GPU's place. Browsers do not say: `false` there.
+    #[must_use]
+    pub fn is_software(&self) -> bool {
+        self.is_software
+    }
+
+    /// The device itself, for what is not done here.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
         &self.device
     }
 
-    pub(crate) fn queue(&self) -> &wgpu::Queue {
+    #[must_use]
+    pub fn queue(&self) -> &wgpu::Queue {
         &self.queue
+    }
+
+    #[cfg_attr(not(target_arch = "wasm32"), expect(dead_code, reason = "only a browser has canvases"))]
+    pub(crate) fn instance(&self) -> &wgpu::Instance {
+        &self.instance
     }
 
     /// Bytes one binding of a storage buffer may have.
@@ -142,6 +161,14 @@ impl Gpu {
         let done = submitted.done.await;
         self.check()?;
         done.map_err(|_| Error::Lost("it closed while it was at work".to_owned()))
+    }
+
+    /// Waits until what was written is on the device, so that the next submission does not seem to take that long.
+    ///
+    /// # Errors
+    /// As of [`Self::wait`].
+    pub(crate) async fn uploaded(&self) -> Result<(), Error> {
+        self.wait(self.submit("uploads", &[])).await
     }
 
     /// A storage buffer of zeros, `bytes` rounded up to whole words.
@@ -255,6 +282,15 @@ fn keep_first(trouble: &Mutex<Option<Error>>, error: Error) {
 pub(crate) struct Submitted {
     index: wgpu::SubmissionIndex,
     done: futures_channel::oneshot::Receiver<()>,
+}
+
+/// Destroys buffers when a call ends, whatever way: a browser would wait for its garbage collector.
+pub(crate) struct Freed<'a, const N: usize>(pub [&'a Buffer; N]);
+
+impl<const N: usize> Drop for Freed<'_, N> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|buffer| buffer.destroy());
+    }
 }
 
 /// One kernel call.

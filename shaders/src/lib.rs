@@ -18,6 +18,7 @@
 //! `z = TopK_k(ReLU((x - b_dec) W_encᵀ + b_enc))`, and answer with the same [`TopK`].
 
 mod cancel;
+mod canvas;
 pub mod cpu;
 mod decoded;
 mod decoder_rows;
@@ -36,6 +37,7 @@ pub mod tile_shape;
 mod top_k;
 
 pub use cancel::Cancel;
+pub use canvas::{Canvas, Screen};
 pub use decoded::Decoded;
 pub use error::Error;
 pub use gpu::Gpu;

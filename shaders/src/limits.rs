@@ -34,14 +34,14 @@ impl TopK {
         let entries = self.tokens as usize * self.k as usize;
         check_len("top_indices [tokens, k]", self.top_indices.len(), entries)?;
         check_len("top_acts [tokens, k]", self.top_acts.len(), entries)?;
-        check_finite(&self.top_acts, self.k)
+        check_finite("top_acts [tokens, k]", &self.top_acts, self.k)
     }
 }
 
-/// The rows of `values` `[rows, width]` must be finite.
-pub(crate) fn check_finite(values: &[f32], width: u32) -> Result<(), Error> {
+/// The rows of `values` `[rows, width]`, which are called `what`, must be finite.
+pub(crate) fn check_finite(what: &'static str, values: &[f32], width: u32) -> Result<(), Error> {
     match values.iter().position(|value| !value.is_finite()) {
-        Some(at) => Err(Error::NotFinite { token: at / width as usize }),
+        Some(at) => Err(Error::NotFinite { what, row: at / width as usize }),
         None => Ok(()),
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::error::check_len;
+use crate::limits::check_finite;
 
 /// Largest `k`: one workgroup holds a row's top k.
 pub const MAX_K: u32 = 1024;
@@ -44,10 +45,7 @@ impl SaeShape {
     /// `hidden` must be `[tokens, d_model]` and finite.
     pub(crate) fn check_hidden(&self, hidden: &[f32], tokens: u32) -> Result<(), Error> {
         check_len("hidden [tokens, d_model]", hidden.len(), tokens as usize * self.d_model as usize)?;
-        match hidden.iter().position(|value| !value.is_finite()) {
-            Some(at) => Err(Error::NotFinite { token: at / self.d_model as usize }),
-            None => Ok(()),
-        }
+        check_finite("hidden [tokens, d_model]", hidden, self.d_model)
     }
 }
 

@@ -63,6 +63,20 @@ fn every_file_is_valid_within_the_default_limits() {
 }
 
 #[test]
+fn the_benchmarks_shaders_are_valid() {
+    let mut seen = 0;
+    for file in std::fs::read_dir(folder("examples/bench")).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "wgsl") {
+            let name = path.display().to_string();
+            check_limits(&name, &validated(&name, &std::fs::read_to_string(&path).unwrap()));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 2, "saw only {seen}");
+}
+
+#[test]
 fn every_variant_is_valid() {
     let mut sources = BTreeSet::new();
     for weight_type in WeightType::ALL {

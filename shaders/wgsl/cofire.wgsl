@@ -2,7 +2,8 @@
 //
 //     counts[a, b] = |{t : a fires on t and b fires on t}|,  counts[a, a] = |{t : a fires on t}|
 //
-// `mark` sets the bit of each token on which a feature of the list fires; `count` counts common bits.
+// `mark` sets the bit of each token on which a feature of the list fires; `count` adds the common bits. Both take a
+// range at a time: of the activations, of the words.
 
 @group(0) @binding(0) var<uniform> params: Params;
 // [tokens, k]
@@ -17,12 +18,15 @@
 @group(0) @binding(5) var<storage, read_write> counts: array<u32>;
 
 struct Params {
-    tokens: u32,
+    // Of the activations (`mark`) or the words (`count`): first .. end.
+    first: u32,
+    end: u32,
     k: u32,
     features: u32,
     // 32 tokens each.
     words: u32,
-    padding: vec4<u32>,
+    // Starts at 24: the size is that of every kernel's parameters.
+    padding: vec2<u32>,
 }
 
 const THREADS: u32 = 64;
@@ -35,8 +39,8 @@ fn mark(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let entry = (group.y * groups.x + group.x) * THREADS + thread;
-    if entry >= params.tokens * params.k {
+    let entry = params.first + (group.y * groups.x + group.x) * THREADS + thread;
+    if entry >= params.end {
         return;
     }
     let bits = top_acts[entry];
@@ -67,11 +71,12 @@ fn count(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
     var both = 0u;
-    for (var word = 0u; word < params.words; word++) {
+    for (var word = params.first; word < params.end; word++) {
         let a = atomicLoad(&fires[id.x * params.words + word]);
         let b = atomicLoad(&fires[id.y * params.words + word]);
         both += countOneBits(a & b);
     }
-    counts[id.x * params.features + id.y] = both;
-    counts[id.y * params.features + id.x] = both;
+    let total = counts[id.x * params.features + id.y] + both;
+    counts[id.x * params.features + id.y] = total;
+    counts[id.y * params.features + id.x] = total;
 }

@@ -5,17 +5,19 @@
 @group(0) @binding(0) var<uniform> params: Params;
 // [d_model]
 @group(0) @binding(1) var<storage, read> row: array<f32>;
-// [n, d_model]
+// [rows of the piece, d_model]: from first_row on
 @group(0) @binding(2) var<storage, read> rows: array<f32>;
 // [n]
 @group(0) @binding(3) var<storage, read_write> cosines: array<f32>;
 
 struct Params {
-    n: u32,
+    // The rows first_row .. end_row of the matrix.
+    first_row: u32,
+    end_row: u32,
     d_model: u32,
     // 1 / |row|, or 0 if the row is zero.
     inverse_norm: f32,
-    // Starts at 16: the size is that of every kernel's parameters.
+    // The size is that of every kernel's parameters.
     padding: vec4<u32>,
 }
 
@@ -30,13 +32,14 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let n = group.y * groups.x + group.x;
-    if n >= params.n {
+    let n = params.first_row + group.y * groups.x + group.x;
+    if n >= params.end_row {
         return;
     }
+    let start = (n - params.first_row) * params.d_model;
     var sum = vec2<f32>();
     for (var channel = thread; channel < params.d_model; channel += THREADS) {
-        let value = rows[n * params.d_model + channel];
+        let value = rows[start + channel];
         sum += value * vec2<f32>(row[channel], value);
     }
     partial[thread] = sum;

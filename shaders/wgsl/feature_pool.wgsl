@@ -1,8 +1,8 @@
 // Sum and maximum of each feature over some tokens of a top k.
 //
-// `scatter` adds every activation to its feature; `compact` lists the features that occurred and leaves zeros for the
-// next call. Sums are whole numbers of 1 / scale, hence the same in any order; `double_scale` is twice the scale, a
-// power of two, so that the product is exact and the half is rounded up in whole numbers.
+// `scatter` adds every activation of a range to its feature; `compact` lists the features that occurred. Sums are
+// whole numbers of 1 / scale, hence the same in any order; `double_scale` is twice the scale, a power of two, so that
+// the product is exact and the half is rounded up in whole numbers.
 
 @group(0) @binding(0) var<uniform> params: Params;
 // [selected tokens, k]
@@ -16,11 +16,12 @@
 @group(0) @binding(5) var<storage, read_write> list: List;
 
 struct Params {
-    // selected tokens * k
-    entries: u32,
+    // The entries first_entry .. end_entry of selected tokens * k.
+    first_entry: u32,
+    end_entry: u32,
     latents: u32,
     double_scale: f32,
-    // Starts at 16: the size is that of every kernel's parameters.
+    // The size is that of every kernel's parameters.
     padding: vec4<u32>,
 }
 
@@ -49,8 +50,8 @@ fn scatter(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let entry = index_of(group, groups, thread);
-    if entry >= params.entries {
+    let entry = params.first_entry + index_of(group, groups, thread);
+    if entry >= params.end_entry {
         return;
     }
     let bits = top_acts[entry];
@@ -77,9 +78,6 @@ fn compact(
     if maximum == 0u {
         return;
     }
-    let sum = atomicLoad(&sums[feature]);
     let at = atomicAdd(&list.count, 1u);
-    list.entries[at] = Entry(feature, sum, maximum);
-    atomicStore(&sums[feature], 0u);
-    atomicStore(&maxima[feature], 0u);
+    list.entries[at] = Entry(feature, atomicLoad(&sums[feature]), maximum);
 }

@@ -3,14 +3,15 @@
 //     reconstruction[t] = sum over i of top_acts[t, i] * W_dec[top_indices[t, i]] + b_dec        (f32)
 //     squared_error[t] = |hidden[t] - reconstruction[t]|^2
 //
-// The decoder is never whole on the GPU: `add_rows` runs for each batch of its rows, on one range of tokens, one
-// workgroup for THREADS channels of a token; `finish` adds the bias and compares, one workgroup per token.
+// The decoder is never whole on the GPU: `add_rows` adds what a batch of its rows contributes, listed by the host, one
+// workgroup for THREADS channels of a token; `finish` adds the bias and compares, one workgroup per token. Both take a
+// range of tokens at a time.
 
 @group(0) @binding(0) var<uniform> params: Params;
-// [tokens, k]
-@group(0) @binding(1) var<storage, read> top_acts: array<f32>;
-// [tokens, k]: the row of the batch, or NO_ROW
-@group(0) @binding(2) var<storage, read> places: array<u32>;
+// (row of the batch, bits of the activation), by rising token
+@group(0) @binding(1) var<storage, read> entries: array<vec2<u32>>;
+// [tokens + 1]: token t has the entries starts[t] .. starts[t + 1]
+@group(0) @binding(2) var<storage, read> starts: array<u32>;
 // [rows of the batch, d_model]
 @group(0) @binding(3) var<storage, read> rows: array<f32>;
 // [tokens, d_model]
@@ -27,12 +28,11 @@ struct Params {
     first_token: u32,
     end_token: u32,
     d_model: u32,
-    k: u32,
+    // Starts at 16: the size is that of every kernel's parameters.
     padding: vec4<u32>,
 }
 
 const THREADS: u32 = 64;
-const NO_ROW: u32 = 4294967295u;
 
 var<workgroup> partial: array<f32, THREADS>;
 
@@ -50,11 +50,10 @@ fn add_rows(
         return;
     }
     var sum = 0.0;
-    for (var i = token * params.k; i < (token + 1u) * params.k; i++) {
-        let row = places[i];
-        if row != NO_ROW {
-            sum += top_acts[i] * rows[row * params.d_model + channel];
-        }
+    let end = starts[token + 1u];
+    for (var i = starts[token]; i < end; i++) {
+        let entry = entries[i];
+        sum += bitcast<f32>(entry.y) * rows[entry.x * params.d_model + channel];
     }
     reconstruction[token * params.d_model + channel] += sum;
 }

@@ -3,11 +3,11 @@
 //     pre[t, n] = (centred[t] . weights[n]) * scale[n] + b_enc[n]        (f32 accumulation)
 //     append (n, pre[t, n]) to row t's survivors where pre[t, n] > thresholds[t]
 //
-// A threshold is at least 0, so the comparison is the ReLU as well. `sae_select` then keeps the k largest of each row
-// and raises its threshold. Tiles come in rising order of latent, hence a later latent that only equals the
-// threshold has lost the tie already and `>` is exact. A row has room for k survivors and a whole tile: it cannot
-// overflow. Each workgroup computes TILE_TOKENS x TILE_LATENTS values, each thread TOKENS_PER_THREAD x
-// 4 QUADS_PER_THREAD of them.
+// A threshold is at least 0, so the comparison is the ReLU as well. After some tiles `sae_select` keeps the k largest
+// of each row and raises its threshold. Tiles come in rising order of latent, hence a later latent that only equals
+// the threshold has lost the tie already and `>` is exact. A row has room for k survivors and all tiles up to the next
+// selection: it cannot overflow. Each workgroup computes TILE_TOKENS x TILE_LATENTS values, each thread
+// TOKENS_PER_THREAD x 4 QUADS_PER_THREAD of them.
 //
 // Rows are `width` channels long: d_model, filled up with zeros to whole vec4<u32> of weights.
 // The lines marked "host:" are replaced when the shader is built (see `source.rs`).

@@ -1,4 +1,4 @@
-// Exact top-k of each row's survivors, one workgroup per row, after each tile of `sae_encode`.
+// Exact top-k of each row's survivors, one workgroup per row, after some tiles of `sae_encode`.
 //
 // The key of a survivor is (bits of the activation, ~latent), compared in that order: activations are positive, so
 // their bits order like their values, and equal activations go to the lower latent. A radix select over the eight
@@ -31,11 +31,14 @@ struct Params {
 
 // Also the bins of one byte.
 const THREADS: u32 = 256;
+const BLOCKS: u32 = 16;
+const BLOCK_BINS: u32 = THREADS / BLOCKS;
 const MAX_K: u32 = 1024;
 
 var<workgroup> row_count: u32;
 var<workgroup> histogram: array<atomic<u32>, THREADS>;
-var<workgroup> at_or_above: array<u32, THREADS>;
+// Sums of the histogram over blocks of bins.
+var<workgroup> blocks: array<u32, BLOCKS>;
 // byte, keys above its bin, keys in its bin
 var<workgroup> chosen: vec3<u32>;
 var<workgroup> kept: array<vec2<u32>, MAX_K>;
@@ -66,19 +69,24 @@ fn bound_of_largest(start: u32, count: u32, thread: u32) -> vec2<u32> {
             }
         }
         workgroupBarrier();
-        let here = atomicLoad(&histogram[thread]);
-        at_or_above[thread] = here;
-        // Suffix sums over the bins.
-        for (var stride = 1u; stride < THREADS; stride *= 2u) {
-            workgroupBarrier();
-            var further = 0u;
-            if thread + stride < THREADS {
-                further = at_or_above[thread + stride];
+        // How many keys are above each bin: two short loops, where a scan would wait sixteen times.
+        if thread < BLOCKS {
+            var sum = 0u;
+            for (var i = 0u; i < BLOCK_BINS; i++) {
+                sum += atomicLoad(&histogram[thread * BLOCK_BINS + i]);
             }
-            workgroupBarrier();
-            at_or_above[thread] += further;
+            blocks[thread] = sum;
         }
-        let above = at_or_above[thread] - here;
+        workgroupBarrier();
+        let here = atomicLoad(&histogram[thread]);
+        let block = thread / BLOCK_BINS;
+        var above = 0u;
+        for (var bin = thread + 1u; bin < (block + 1u) * BLOCK_BINS; bin++) {
+            above += atomicLoad(&histogram[bin]);
+        }
+        for (var i = block + 1u; i < BLOCKS; i++) {
+            above += blocks[i];
+        }
         if above < wanted && wanted <= above + here {
             chosen = vec3<u32>(thread, above, here);
         }

@@ -133,7 +133,7 @@ pub struct TextToken {
 /// SSE events (`event: steer`, JSON in `data`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type", rename_all = "snake_case", try_from = "FlatEvent")]
 // One `Done` ends a run of many `Token`s; a box would only make every reader unpack it.
 #[allow(clippy::large_enum_variant)]
 pub enum SteerEvent {
@@ -143,6 +143,31 @@ pub enum SteerEvent {
     Done { result: SteerResult },
     /// The last event of a failed run.
     Failed { detail: String },
+}
+
+/// [`SteerEvent`] field by field. Reading a tag keeps a copy of the JSON, and the code for it is in the page's bundle.
+#[derive(Deserialize)]
+struct FlatEvent {
+    r#type: String,
+    column: Option<Column>,
+    token: Option<TextToken>,
+    result: Option<SteerResult>,
+    detail: Option<String>,
+}
+
+impl TryFrom<FlatEvent> for SteerEvent {
+    type Error = String;
+
+    fn try_from(flat: FlatEvent) -> Result<Self, String> {
+        match flat {
+            FlatEvent { r#type, column: Some(column), token: Some(token), .. } if r#type == "token" => {
+                Ok(Self::Token { column, token })
+            }
+            FlatEvent { r#type, result: Some(result), .. } if r#type == "done" => Ok(Self::Done { result }),
+            FlatEvent { r#type, detail: Some(detail), .. } if r#type == "failed" => Ok(Self::Failed { detail }),
+            FlatEvent { r#type, .. } => Err(format!("an event `{}` without its fields", r#type)),
+        }
+    }
 }
 
 /// One of the three texts, whole.

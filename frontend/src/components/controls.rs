@@ -1,5 +1,6 @@
 //! Controls whose state is an address: they work as plain links and forms, and without a reload when scripts run.
 
+use super::Erase;
 use crate::browser;
 use leptos::{html, prelude::*};
 
@@ -140,7 +141,7 @@ pub fn Pager(
     href: impl Fn(u32) -> String + Send + 'static,
 ) -> impl IntoView {
     if pages <= 1 {
-        return ().into_any();
+        return ().erased();
     }
     let numbers = page_numbers(page, pages)
         .into_iter()
@@ -150,8 +151,8 @@ pub fn Pager(
                     {number + 1}
                 </a>
             }
-            .into_any(),
-            None => view! { <span aria-hidden="true">"…"</span> }.into_any(),
+            .erased(),
+            None => view! { <span aria-hidden="true">"…"</span> }.erased(),
         })
         .collect_view();
     let previous = page.checked_sub(1).map(|page| view! { <a href=href(page) rel="prev">"← Previous"</a> });
@@ -163,7 +164,7 @@ pub fn Pager(
             <span class="pager-end">{next}</span>
         </nav>
     }
-    .into_any()
+    .erased()
 }
 
 /// First, last and the neighbours of the current page; `None` is a gap.

@@ -2,7 +2,7 @@
 
 use crate::{
     api::SourceKey,
-    components::{LitPicture, ScoreMark},
+    components::{Erase, LitPicture, ScoreMark},
     format::{name_or_index, sig3},
     links::feature_path,
 };
@@ -15,9 +15,9 @@ pub fn FeatureCard(feature: FeatureSummary) -> impl IntoView {
     let key = SourceKey::from(&feature);
     let name = name_or_index(feature.label.as_deref(), feature.index);
     let thumbnail = match feature.thumbnail {
-        Some(activation) => view! { <LitPicture activation /> }.into_any(),
+        Some(activation) => view! { <LitPicture activation /> }.erased(),
         None => view! { <span class="lit lit-dark">{if feature.dead { "never fires" } else { "no picture" }}</span> }
-            .into_any(),
+            .erased(),
     };
     let class = match (feature.dead, feature.label.is_some()) {
         (true, _) => "card card-dead",

@@ -1,8 +1,13 @@
 //! The one wrapper for waiting and failing.
 
+use super::Erase;
 use crate::{api::Answer, app::PageStatus};
 use api::Problem;
-use leptos::{either::Either, prelude::*};
+use leptos::prelude::*;
+use std::{future::Future, pin::Pin};
+
+/// A view that comes later.
+type Later = Pin<Box<dyn Future<Output = AnyView> + Send>>;
 
 /// Shows `waiting` until the first answer, then the view of the newest answer, or its problem.
 #[component]
@@ -12,19 +17,22 @@ where
     F: Fn(T) -> V + Clone + Send + Sync + 'static,
     V: IntoView + Send + 'static,
 {
-    view! {
-        <Transition fallback=waiting>
-            {move || {
-                let view = view.clone();
-                Suspend::new(async move {
-                    match resource.await {
-                        Ok(data) => Either::Left(view(data)),
-                        Err(problem) => Either::Right(view! { <ProblemView problem /> }),
-                    }
-                })
-            }}
-        </Transition>
-    }
+    let answer = move || -> Later {
+        let view = view.clone();
+        Box::pin(async move {
+            match resource.await {
+                Ok(data) => view(data).erased(),
+                Err(problem) => view! { <ProblemView problem /> }.erased(),
+            }
+        })
+    };
+    view! { <Wait waiting answer=Box::new(answer) /> }
+}
+
+/// The part of [`Load`] that is the same for all data.
+#[component]
+fn Wait(waiting: ViewFnOnce, answer: Box<dyn Fn() -> Later + Send>) -> impl IntoView {
+    view! { <Transition fallback=waiting>{move || Suspend::new(answer())}</Transition> }
 }
 
 /// What went wrong and what to do, from `problem+json`.

@@ -1,7 +1,10 @@
 //! Parts of pages. They take data and callbacks, never fetch.
 
+#[cfg(not(feature = "ssr"))]
+mod at_once;
 mod chrome;
 mod controls;
+mod erase;
 mod examples;
 mod feature_card;
 mod feature_row;
@@ -13,6 +16,7 @@ mod tokens;
 
 pub use chrome::{Footer, Header, Help};
 pub use controls::{Choice, Pager, SearchField, Switch, View};
+pub use erase::Erase;
 pub use examples::{ColourBar, Examples};
 pub use feature_card::{FeatureCard, MiniFeature, category_name};
 pub use feature_row::FeatureRow;

@@ -1,5 +1,6 @@
 //! Small plots, drawn as HTML and SVG on the server: score axes, histograms, word bars, and where numbers come from.
 
+use super::Erase;
 use crate::format::{percent, sig3, visible_token};
 use api::{Provenance, Score};
 use leptos::prelude::*;
@@ -107,7 +108,7 @@ pub fn HistogramPlot(heights: Vec<f32>, edges: Vec<f32>, unit: &'static str) -> 
     const HEIGHT: f32 = 72.0;
     let top = heights.iter().copied().fold(0.0, f32::max);
     if heights.is_empty() || top <= 0.0 {
-        return view! { <p class="faint">"No activations to count."</p> }.into_any();
+        return view! { <p class="faint">"No activations to count."</p> }.erased();
     }
     let step = WIDTH / heights.len() as f32;
     let total: f32 = heights.iter().sum();
@@ -150,7 +151,7 @@ pub fn HistogramPlot(heights: Vec<f32>, edges: Vec<f32>, unit: &'static str) -> 
             </figcaption>
         </figure>
     }
-    .into_any()
+    .erased()
 }
 
 /// Output tokens with their values as bars.

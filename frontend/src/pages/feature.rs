@@ -4,8 +4,8 @@ use crate::{
     api::{Answer, Client, SourceKey, client, local_problem},
     browser,
     components::{
-        Choice, ColourBar, Examples, HistogramPlot, Load, MiniFeature, ProvenanceNote, ScoreAxis, Skeleton, Stat,
-        Switch, TextExample, View, WordBars, category_name,
+        Choice, ColourBar, Erase, Examples, HistogramPlot, Load, MiniFeature, ProvenanceNote, ScoreAxis, Skeleton,
+        Stat, Switch, TextExample, View, WordBars, category_name,
     },
     format::{name_or_index, percent, sig3},
     links::{analyze_path, api_path, feature_path, kind_from_params, query_string, source_path, steer_path},
@@ -72,7 +72,7 @@ pub fn FeaturePage() -> impl IntoView {
             <div class="feature" data-view=move || view.get().as_str()>
                 <div class="feature-side">
                     <FeatureHead feature=feature.clone() />
-                    <FeatureDetails feature neighbours=beside.into_any() />
+                    <FeatureDetails feature neighbours=beside.erased() />
                 </div>
                 <section class="feature-main" aria-label="Examples">
                     <ExampleBar key number kind view max marked />
@@ -168,9 +168,9 @@ fn FeatureHead(feature: Feature) -> impl IntoView {
                 {name}
             </h1>
             {match explanation {
-                Some(said) => view! { <Said said /> }.into_any(),
-                None if feature.dead => ().into_any(),
-                None => view! { <p class="faint">"Nobody has explained this feature yet. Look at the pictures."</p> }.into_any(),
+                Some(said) => view! { <Said said /> }.erased(),
+                None if feature.dead => ().erased(),
+                None => view! { <p class="faint">"Nobody has explained this feature yet. Look at the pictures."</p> }.erased(),
             }}
             {dead}
         </header>

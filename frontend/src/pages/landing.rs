@@ -3,7 +3,7 @@
 use crate::{
     api::{Answer, SourceKey, client, local_problem},
     app::Sources,
-    components::{FeatureCard, FeatureRow, Load, PatchPicture, SearchField, Skeleton},
+    components::{Erase, FeatureCard, FeatureRow, Load, PatchPicture, SearchField, Skeleton},
     format::{count, name_or_index},
     links::{analyze_path, query_string, source_path, steer_path},
     ranking::{RankBy, Ranked, TopActs},
@@ -109,7 +109,7 @@ fn LandingBody(landing: Landing) -> impl IntoView {
     let steer = steer_path(&key, "");
     let analyze = analyze_path(&key, "", None);
     view! {
-        {shown.map(|shown| view! { <LivePicture key=key.clone() shown samples=samples.into_any() /> })}
+        {shown.map(|shown| view! { <LivePicture key=key.clone() shown samples=samples.erased() /> })}
         <section class="landing-search">
             <SearchField action=action value="" />
             <p class="faint">

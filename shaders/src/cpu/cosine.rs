@@ -18,10 +18,13 @@ impl Rows {
         }
         let n = rows.len() / row.len();
         check_len("rows [n, d_model]", rows.len(), n * row.len())?;
-        // Both fit: a slice of f32 that a GPU can hold is shorter than 2^32.
-        let sizes = Self { n: n as u32, d_model: row.len() as u32 };
-        check_finite(row, sizes.d_model)?;
-        check_finite(rows, sizes.d_model)?;
+        let fits = |what, given: usize| {
+            let expected = "less than 2^32".to_owned();
+            u32::try_from(given).map_err(|_| Error::Size { what, given: given as u64, expected })
+        };
+        let sizes = Self { n: fits("number of rows", n)?, d_model: fits("d_model", row.len())? };
+        check_finite("row [d_model]", row, sizes.d_model)?;
+        check_finite("rows [n, d_model]", rows, sizes.d_model)?;
         Ok(sizes)
     }
 }

@@ -13,7 +13,7 @@ pub(crate) const WARM: [f32; 3] = [255.0, 178.0, 64.0];
 /// `patches` must be `[rows, columns]` and finite, `scale_max` positive, `tint` a share.
 pub(crate) fn check(patches: &[f32], shape: MapShape, scale_max: f32, tint: f32) -> Result<(), Error> {
     check_len("patches [rows, columns]", patches.len(), shape.patches())?;
-    check_finite(patches, 1)?;
+    check_finite("patches [rows columns]", patches, 1)?;
     check_range("scale_max", scale_max, 1e-30..=1e30)?;
     check_range("tint", tint, 0.0..=1.0)
 }

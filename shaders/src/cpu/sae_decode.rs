@@ -1,15 +1,13 @@
 //! Reconstruction from a [`TopK`], and its error, in plain Rust.
 
 use crate::decoded::fraction_unexplained;
-use crate::decoder_rows::{DecoderRows, NO_ROW};
+use crate::decoder_rows::{Contribution, DecoderRows};
 use crate::{Decoded, Error, TopK};
 
 /// One decode, `x̂[t] = Σ_i top_acts[t, i] W_dec[top_indices[t, i]] + b_dec`: [`Self::start`], the rows of the active
 /// latents in any number of calls of [`Self::add_rows`], [`Self::finish`].
 pub struct SaeDecode {
     rows: DecoderRows,
-    /// `[tokens, k]`
-    top_acts: Vec<f32>,
     /// `[tokens, d_model]`
     reconstruction: Vec<f32>,
 }
@@ -19,7 +17,7 @@ impl SaeDecode {
     /// [`Error::Length`], [`Error::NotFinite`] if `top` is malformed; [`Error::Size`] if there are no channels.
     pub fn start(top: &TopK, d_model: u32) -> Result<Self, Error> {
         let rows = DecoderRows::new(top, d_model)?;
-        Ok(Self { top_acts: top.top_acts.clone(), reconstruction: vec![0.0; rows.values()], rows })
+        Ok(Self { reconstruction: vec![0.0; rows.values()], rows })
     }
 
     /// Adds what the latents (rising) with these decoder `rows` `[n, d_model]` contribute.
@@ -29,14 +27,11 @@ impl SaeDecode {
     /// with the number of the row.
     pub fn add_rows(&mut self, latents: &[u32], rows: &[f32]) -> Result<(), Error> {
         self.rows.take(latents, rows)?;
-        let (k, d_model) = (self.rows.k as usize, self.rows.d_model as usize);
-        let places = self.rows.places(latents);
-        let entries = places.chunks_exact(k).zip(self.top_acts.chunks_exact(k));
-        for (reconstruction, (places, acts)) in self.reconstruction.chunks_exact_mut(d_model).zip(entries) {
-            for (&place, &act) in places.iter().zip(acts).filter(|&(&place, _)| place != NO_ROW) {
-                for (sum, weight) in reconstruction.iter_mut().zip(&rows[place as usize * d_model..]) {
-                    *sum += act * weight;
-                }
+        let d_model = self.rows.d_model as usize;
+        for Contribution { token, row, act } in self.rows.contributions(latents) {
+            let reconstruction = &mut self.reconstruction[token as usize * d_model..][..d_model];
+            for (sum, weight) in reconstruction.iter_mut().zip(&rows[row as usize * d_model..]) {
+                *sum += act * weight;
             }
         }
         Ok(())
@@ -45,7 +40,7 @@ impl SaeDecode {
     /// Adds `b_dec` `[d_model]` and compares with `hidden` `[tokens, d_model]`.
     ///
     /// # Errors
-    /// [`Error::Length`], also if an active latent never got its row; [`Error::NotFinite`].
+    /// [`Error::Length`], also if an active latent never got its row; [`Error::NotFinite`] with the number of the row.
     pub fn finish(mut self, hidden: &[f32], b_dec: &[f32]) -> Result<Decoded, Error> {
         self.rows.check_finish(hidden, b_dec)?;
         if self.rows.tokens == 0 {

@@ -1,21 +1,25 @@
 //! Reconstruction from a [`TopK`], and its error (`wgsl/sae_decode.wgsl`).
 
+use std::cell::Cell;
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 use wgpu::{Buffer, ComputePipeline};
 
 use crate::decoded::fraction_unexplained;
-use crate::decoder_rows::DecoderRows;
-use crate::gpu::{Dispatch, Gpu};
+use crate::decoder_rows::{Contribution, DecoderRows};
+use crate::gpu::{Dispatch, Freed, Gpu};
 use crate::limits::grid;
+use crate::pace::{Pace, Paced};
 use crate::source::constant;
-use crate::{Decoded, Error, TopK};
+use crate::{Cancel, Decoded, Error, TopK};
 
 pub const WGSL: &str = include_str!(concat!(env!("OUT_DIR"), "/sae_decode.wgsl"));
 
-/// Bytes of decoder rows on the GPU at once.
+/// Bytes of decoder rows on the GPU at once; a longer row goes alone.
 const ROWS_BYTES: usize = 64 << 20;
-/// Multiply-adds of one submission: some 30 ms on a GPU that gathers 40 GB/s.
-const DISPATCH_WORK: u64 = 1 << 28;
+/// Work of one channel of a row that is added or compared, in multiply-adds of the encoder: it comes from memory.
+const CHANNEL_WORK: f64 = 4.0;
 
 /// `Params` of the shader.
 #[repr(C)]
@@ -24,8 +28,7 @@ struct Params {
     first_token: u32,
     end_token: u32,
     d_model: u32,
-    k: u32,
-    padding: [u32; 4],
+    padding: [u32; 5],
 }
 
 const _: () = assert!(size_of::<Params>() == super::PARAMS_BYTES as usize);
@@ -37,8 +40,9 @@ pub struct SaeDecode {
     add_rows: ComputePipeline,
     finish: ComputePipeline,
     threads: u32,
-    top_acts: Buffer,
     reconstruction: Buffer,
+    add_pace: Cell<Pace>,
+    finish_pace: Cell<Pace>,
 }
 
 impl SaeDecode {
@@ -50,100 +54,146 @@ impl SaeDecode {
     pub fn start(gpu: &Gpu, top: &TopK, d_model: u32) -> Result<Self, Error> {
         let rows = DecoderRows::new(top, d_model)?;
         gpu.check_binding("bytes of hidden [tokens, d_model]", 4 * rows.values() as u64)?;
-        gpu.check_binding("bytes of top_acts [tokens, k]", 4 * top.top_acts.len() as u64)?;
+        gpu.check_binding("bytes of latents and activations [tokens, k]", 8 * top.top_acts.len() as u64)?;
+        gpu.check_binding("bytes of a row [d_model]", 4 * u64::from(d_model))?;
         Ok(Self {
             add_rows: gpu.pipeline("sae_decode add_rows", WGSL, "add_rows"),
             finish: gpu.pipeline("sae_decode finish", WGSL, "finish"),
             threads: constant(WGSL, "THREADS"),
-            top_acts: gpu.storage_from("sae_decode top_acts", bytemuck::cast_slice(&top.top_acts)),
             reconstruction: gpu.storage("sae_decode reconstruction", 4 * rows.values() as u64),
             rows,
+            add_pace: Cell::default(),
+            finish_pace: Cell::default(),
         })
     }
 
+    /// Goes on with this pace.
+    pub fn set_pace(&mut self, pace: Pace) {
+        (self.add_pace, self.finish_pace) = (Cell::new(pace), Cell::new(pace));
+    }
+
     /// Adds what the latents (rising) with these decoder `rows` `[n, d_model]` contribute. Inactive ones may be among
-    /// them.
+    /// them. After an error that came from the GPU, or a cancellation, the decode is of no use.
     ///
     /// # Errors
     /// [`Error::Length`]; [`Error::Size`] if the latents do not rise or a row was given before; [`Error::NotFinite`]
-    /// with the number of the row.
-    pub fn add_rows(&mut self, gpu: &Gpu, latents: &[u32], rows: &[f32]) -> Result<(), Error> {
+    /// with the number of the row; [`Error::Cancelled`]; [`Error::Gpu`], [`Error::Lost`], [`Error::OutOfMemory`].
+    pub async fn add_rows(&mut self, gpu: &Gpu, latents: &[u32], rows: &[f32], cancel: &Cancel) -> Result<(), Error> {
         self.rows.take(latents, rows)?;
         let d_model = self.rows.d_model as usize;
         let most = (ROWS_BYTES / (4 * d_model)).max(1);
         for (latents, rows) in latents.chunks(most).zip(rows.chunks(most * d_model)) {
-            self.add_piece(gpu, latents, rows);
+            self.add_piece(gpu, latents, rows, cancel).await?;
         }
         Ok(())
     }
 
     /// As [`Self::add_rows`], for rows that fit one buffer.
-    fn add_piece(&self, gpu: &Gpu, latents: &[u32], rows: &[f32]) {
-        let places = gpu.storage_from("sae_decode places", bytemuck::cast_slice(&self.rows.places(latents)));
-        let rows = gpu.storage_from("sae_decode rows", bytemuck::cast_slice(rows));
-        let tokens = self.rows.tokens;
-        let blocks = self.rows.d_model.div_ceil(self.threads);
-        let work = u64::from(self.rows.k) * u64::from(self.rows.d_model);
-        // At most the work of a dispatch, and at least one token.
-        let most = (DISPATCH_WORK / work).max(1) as u32;
-        for first_token in (0..tokens).step_by(most as usize) {
-            let end_token = first_token.saturating_add(most).min(tokens);
-            let params = self.params(gpu, first_token, end_token);
-            let bindings = [(0, &params), (1, &self.top_acts), (2, &places), (3, &rows), (4, &self.reconstruction)];
-            let groups = grid((end_token - first_token) * blocks);
-            gpu.submit("sae_decode", &[Dispatch { pipeline: &self.add_rows, bindings: &bindings, groups }]);
-            params.destroy();
+    async fn add_piece(&self, gpu: &Gpu, latents: &[u32], rows: &[f32], cancel: &Cancel) -> Result<(), Error> {
+        cancel.check()?;
+        let (entries, starts) = self.entries(latents);
+        if entries.is_empty() {
+            return Ok(());
         }
-        places.destroy();
-        rows.destroy();
+        let entry_buffer = gpu.storage_from("sae_decode entries", bytemuck::cast_slice(&entries));
+        let start_buffer = gpu.storage_from("sae_decode starts", bytemuck::cast_slice(&starts));
+        let rows = gpu.storage_from("sae_decode rows", bytemuck::cast_slice(rows));
+        let _freed = Freed([&entry_buffer, &start_buffer, &rows]);
+        gpu.uploaded().await?;
+        let blocks = self.rows.d_model.div_ceil(self.threads);
+        let entry_work = CHANNEL_WORK * f64::from(self.rows.d_model);
+        let mut paced = Paced::new(gpu, &self.add_pace, cancel);
+        let mut first = 0;
+        while first < self.rows.tokens {
+            let most = paced.next_items(entry_work, u32::MAX)?;
+            // As many tokens as have no more entries, and at least one.
+            let start = starts[first as usize];
+            let ends = &starts[first as usize + 1..];
+            let count = ends.partition_point(|end| end - start <= most).max(1);
+            // At most the tokens that are left.
+            let tokens = first..first + count as u32;
+            first = tokens.end;
+            let added = starts[tokens.end as usize] - start;
+            if added == 0 {
+                continue;
+            }
+            let params = self.params(gpu, &tokens);
+            let bindings =
+                [(0, &params), (1, &entry_buffer), (2, &start_buffer), (3, &rows), (4, &self.reconstruction)];
+            let groups = grid(tokens.len() as u32 * blocks);
+            let submitted =
+                gpu.submit("sae_decode", &[Dispatch { pipeline: &self.add_rows, bindings: &bindings, groups }]);
+            params.destroy();
+            paced.submitted(submitted, entry_work * f64::from(added)).await?;
+        }
+        paced.finish().await
+    }
+
+    /// What rows contribute, as (row, bits of the activation) by token, and where each token starts, `[tokens + 1]`.
+    fn entries(&self, latents: &[u32]) -> (Vec<[u32; 2]>, Vec<u32>) {
+        let mut entries = Vec::new();
+        let mut starts = vec![0; self.rows.tokens as usize + 1];
+        for Contribution { token, row, act } in self.rows.contributions(latents) {
+            entries.push([row, act.to_bits()]);
+            starts[token as usize + 1] += 1;
+        }
+        // Counts become places; they fit, `start` has looked.
+        let mut sum = 0;
+        for start in &mut starts {
+            sum += *start;
+            *start = sum;
+        }
+        (entries, starts)
     }
 
     /// Adds `b_dec` `[d_model]` and compares with `hidden` `[tokens, d_model]`.
     ///
     /// # Errors
-    /// [`Error::Length`], also if an active latent never got its row; [`Error::NotFinite`]; [`Error::Gpu`],
-    /// [`Error::Lost`].
-    pub async fn finish(self, gpu: &Gpu, hidden: &[f32], b_dec: &[f32]) -> Result<Decoded, Error> {
+    /// [`Error::Length`], also if an active latent never got its row; [`Error::NotFinite`] with the number of the row;
+    /// [`Error::Cancelled`]; [`Error::Gpu`], [`Error::Lost`], [`Error::OutOfMemory`].
+    pub async fn finish(self, gpu: &Gpu, hidden: &[f32], b_dec: &[f32], cancel: &Cancel) -> Result<Decoded, Error> {
         self.rows.check_finish(hidden, b_dec)?;
         let tokens = self.rows.tokens;
         if tokens == 0 {
             return Ok(Decoded::default());
         }
-        let params = self.params(gpu, 0, tokens);
+        cancel.check()?;
         let hidden_buffer = gpu.storage_from("sae_decode hidden", bytemuck::cast_slice(hidden));
         let b_dec = gpu.storage_from("sae_decode b_dec", bytemuck::cast_slice(b_dec));
         let error_bytes = 4 * u64::from(tokens);
         let squared_error = gpu.storage("sae_decode squared_error", error_bytes);
-        let bindings = [(0, &params), (4, &self.reconstruction), (5, &hidden_buffer), (6, &b_dec), (7, &squared_error)];
-        gpu.submit(
-            "sae_decode finish",
-            &[Dispatch { pipeline: &self.finish, bindings: &bindings, groups: grid(tokens) }],
-        );
+        let _freed = Freed([&hidden_buffer, &b_dec, &squared_error]);
+        gpu.uploaded().await?;
+        let mut paced = Paced::new(gpu, &self.finish_pace, cancel);
+        let submit = |at: Range<u32>| {
+            let params = self.params(gpu, &at);
+            let bindings =
+                [(0, &params), (4, &self.reconstruction), (5, &hidden_buffer), (6, &b_dec), (7, &squared_error)];
+            let groups = grid(at.end - at.start);
+            let submitted =
+                gpu.submit("sae_decode finish", &[Dispatch { pipeline: &self.finish, bindings: &bindings, groups }]);
+            params.destroy();
+            submitted
+        };
+        paced.each(0..tokens, CHANNEL_WORK * f64::from(self.rows.d_model), tokens, submit).await?;
+        let errors = paced.read(&squared_error, error_bytes).await?;
+        cancel.check()?;
         let reconstruction = gpu.read(&self.reconstruction, 4 * self.rows.values() as u64).await?;
-        let errors = gpu.read(&squared_error, error_bytes).await?;
-        for buffer in [&params, &hidden_buffer, &b_dec, &squared_error, &self.top_acts, &self.reconstruction] {
-            buffer.destroy();
-        }
         let squared_error: Vec<f32> = bytemuck::pod_collect_to_vec(&errors);
         let fvu = fraction_unexplained(hidden, self.rows.d_model, &squared_error);
         Ok(Decoded { reconstruction: bytemuck::pod_collect_to_vec(&reconstruction), squared_error, fvu })
     }
 
-    fn params(&self, gpu: &Gpu, first_token: u32, end_token: u32) -> Buffer {
-        let (d_model, k) = (self.rows.d_model, self.rows.k);
-        let params = Params { first_token, end_token, d_model, k, padding: [0; 4] };
+    fn params(&self, gpu: &Gpu, tokens: &Range<u32>) -> Buffer {
+        let (first_token, end_token) = (tokens.start, tokens.end);
+        let params = Params { first_token, end_token, d_model: self.rows.d_model, padding: [0; 5] };
         gpu.uniform("sae_decode params", bytemuck::bytes_of(&params))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::WGSL;
-    use crate::decoder_rows::NO_ROW;
-    use crate::source::constant;
-
-    #[test]
-    fn host_and_shader_mark_a_missing_row_alike() {
-        assert_eq!(constant(WGSL, "NO_ROW"), NO_ROW);
+impl Drop for SaeDecode {
+    /// Frees the memory now; a browser would wait for its garbage collector.
+    fn drop(&mut self) {
+        self.reconstruction.destroy();
     }
 }

@@ -1,9 +1,9 @@
 //! Host code of the TopK SAE encoder (`wgsl/sae_encode.wgsl` and `wgsl/sae_select.wgsl`).
 //!
 //! The weights lie on the GPU in shards that fit one binding. An encode walks over batches of tokens and, within, over
-//! tiles of latents in rising order; each tile is one submission of two kernels: multiply and append what passes the
-//! row's threshold, then keep the k largest and raise the threshold. Memory is bounded by the tile, not by `latents`;
-//! a tile is as large as the measured speed allows ([`Pace`]).
+//! tiles of latents in rising order, each one submission: multiply and append what passes the row's threshold. Whenever
+//! the latents have doubled, the k largest are kept and the threshold rises; about as many pass it until then. Memory
+//! is bounded by the plan, not by `latents`; a tile is as large as the measured speed allows ([`Pace`]).
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -16,7 +16,7 @@ use super::TileParams;
 use super::sae_select::SaeSelect;
 use crate::error::check_len;
 use crate::gpu::{Dispatch, Gpu, Submitted};
-use crate::pace::Pace;
+use crate::pace::{Pace, Paced};
 use crate::tile_shape::{MAX_TILE_LATENTS, Speeds, TILE_SHAPES};
 use crate::{Cancel, Error, SaeShape, TopK, WeightType};
 
@@ -32,7 +32,7 @@ const SURVIVOR_BYTES: u64 = 64 << 20;
 pub struct Plan {
     /// Latents in one buffer of weights.
     pub shard_latents: u32,
-    /// Most latents in one submission.
+    /// Most latents between two selections, hence also in one submission.
     pub tile_latents: u32,
     /// Most tokens in one pass over the weights.
     pub batch_tokens: u32,
@@ -204,6 +204,11 @@ impl SaeEncode {
         self.speeds = speeds;
     }
 
+    /// Goes on with this pace.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.pace = Cell::new(pace);
+    }
+
     /// Times every shape on the first shard, and uses the fastest from now on.
     ///
     /// # Errors
@@ -216,18 +221,17 @@ impl SaeEncode {
             // The first run compiles. Few latents then, the pace's share after.
             for round in 0..3 {
                 cancel.check()?;
-                let grain = if round == 0 { MAX_TILE_LATENTS } else { self.tile_latents(&batch) };
-                let latents = 0..grain.min(self.shards[0].latents.end);
+                let most = if round == 0 { MAX_TILE_LATENTS } else { self.tile_latents(shape.tokens(), at) };
+                let latents = 0..most.min(batch.tile_latents).min(self.shards[0].latents.end);
                 let work = self.work(shape.tokens(), latents.len() as u32);
                 let start = Instant::now();
-                gpu.wait(self.submit_tile(gpu, &batch, &self.shards[0], latents, at)).await?;
+                gpu.wait(self.submit_tile(gpu, &batch, &self.shards[0], latents, at, true)).await?;
                 let took = start.elapsed().as_secs_f64();
                 if round > 0 {
                     seconds = seconds.min(took / work);
                     self.measured(work, took);
                 }
             }
-            batch.destroy();
             speeds.0[at] = seconds as f32;
         }
         self.speeds = speeds;
@@ -249,9 +253,7 @@ impl SaeEncode {
             let rows = &hidden[first as usize * d_model..(first + count) as usize * d_model];
             let centred = crate::cpu::sae_encode::centred(rows, &self.b_dec, self.width() as usize);
             let batch = Batch::new(gpu, self, &centred, count);
-            let encoded = self.encode_batch(gpu, &batch, cancel).await;
-            batch.destroy();
-            let content = encoded?;
+            let content = self.encode_batch(gpu, &batch, cancel).await?;
             let (indices, acts) = content.split_at(content.len() / 2);
             top.tokens += count;
             top.top_indices.extend(bytemuck::pod_collect_to_vec::<u8, u32>(indices));
@@ -260,35 +262,43 @@ impl SaeEncode {
         Ok(top)
     }
 
-    /// One pass over the weights: the batch's `top`. Two tiles are on their way at any time.
+    /// One pass over the weights: the batch's `top`.
     async fn encode_batch(&self, gpu: &Gpu, batch: &Batch, cancel: &Cancel) -> Result<Vec<u8>, Error> {
         let at = self.speeds.fastest(batch.tokens);
-        let mut clock = Instant::now();
-        let mut running: Option<(Submitted, f64)> = None;
+        let rows = batch.tokens.next_multiple_of(TILE_SHAPES[at].tokens());
+        let mut paced = Paced::new(gpu, &self.pace, cancel);
+        // Latents up to the last selection, and those since then.
+        let (mut selected, mut waiting) = (0, 0);
         for shard in &self.shards {
             let mut first = shard.latents.start;
             while first < shard.latents.end {
                 cancel.check()?;
-                let latents = first..first.saturating_add(self.tile_latents(batch)).min(shard.latents.end);
-                first = latents.end;
-                let work = self.work(batch.tokens.next_multiple_of(TILE_SHAPES[at].tokens()), latents.len() as u32);
-                let submitted = self.submit_tile(gpu, batch, shard, latents, at);
-                if let Some((before, work)) = running.replace((submitted, work)) {
-                    gpu.wait(before).await?;
-                    self.measured(work, clock.elapsed().as_secs_f64());
-                    clock = Instant::now();
+                let room = batch.tile_latents - waiting;
+                let end = first.saturating_add(self.tile_latents(rows, at).min(room)).min(shard.latents.end);
+                waiting += end - first;
+                let is_full = batch.tile_latents - waiting < TILE_SHAPES[at].latents();
+                let select = is_full || waiting >= selected || end == self.shape.latents;
+                let submitted = self.submit_tile(gpu, batch, shard, first..end, at, select);
+                paced.submitted(submitted, self.work(rows, end - first)).await?;
+                if select {
+                    (selected, waiting) = (selected + waiting, 0);
                 }
+                first = end;
             }
         }
-        let content = gpu.read(&batch.top, 8 * u64::from(batch.tokens) * u64::from(self.shape.k)).await?;
-        if let Some((_, work)) = running {
-            self.measured(work, clock.elapsed().as_secs_f64());
-        }
-        Ok(content)
+        paced.read(&batch.top, 8 * u64::from(batch.tokens) * u64::from(self.shape.k)).await
     }
 
-    /// Multiplies one tile of latents and selects.
-    fn submit_tile(&self, gpu: &Gpu, batch: &Batch, shard: &Shard, latents: Range<u32>, at: usize) -> Submitted {
+    /// Multiplies one tile of latents, and selects what is kept of all so far.
+    fn submit_tile(
+        &self,
+        gpu: &Gpu,
+        batch: &Batch,
+        shard: &Shard,
+        latents: Range<u32>,
+        at: usize,
+        select: bool,
+    ) -> Submitted {
         let tile = TILE_SHAPES[at];
         let params = TileParams {
             tokens: batch.tokens,
@@ -300,12 +310,13 @@ impl SaeEncode {
             k: self.shape.k,
             last_tile: u32::from(latents.end == self.shape.latents),
         };
-        let params = gpu.uniform("sae tile", bytemuck::bytes_of(&params));
+        let params_buffer = gpu.uniform("sae tile", bytemuck::bytes_of(&params));
+        let params = &params_buffer;
         let compile = || gpu.pipeline(&format!("sae_encode shape {at}"), &tile.source(self.weight_type), "main");
         let encode = Dispatch {
             pipeline: self.pipelines[at].get_or_init(compile),
             bindings: &[
-                (0, &params),
+                (0, params),
                 (1, &batch.centred),
                 (2, &shard.weights),
                 (3, shard.scales.as_ref().unwrap_or(&self.row_scales)),
@@ -317,8 +328,11 @@ impl SaeEncode {
             groups: [(latents.len() as u32).div_ceil(tile.latents()), batch.tokens.div_ceil(tile.tokens())],
         };
         let select_bindings =
-            [(0, &params), (1, &batch.survivors), (2, &batch.counts), (3, &batch.thresholds), (4, &batch.top)];
-        gpu.submit("sae tile", &[encode, self.select.dispatch(batch.tokens, &select_bindings)])
+            [(0, params), (1, &batch.survivors), (2, &batch.counts), (3, &batch.thresholds), (4, &batch.top)];
+        let dispatches = [encode, self.select.dispatch(batch.tokens, &select_bindings)];
+        let submitted = gpu.submit("sae tile", &dispatches[..if select { 2 } else { 1 }]);
+        params_buffer.destroy();
+        submitted
     }
 
     /// Channels of a stored row.
@@ -337,23 +351,26 @@ impl SaeEncode {
         self.pace.set(pace);
     }
 
-    /// Tokens of the next batch: as many as may pass the smallest tile in one submission.
+    /// Tokens of the next batch: as many as may pass one workgroup's latents in one submission. Whole workgroups: fewer
+    /// tokens would leave threads idle, or take a shape that reads more for each product.
     fn batch_tokens(&self) -> u32 {
-        let by_time = self.pace.get().next_work() / self.work(1, MAX_TILE_LATENTS);
-        (by_time as u32).clamp(16, self.plan.batch_tokens.max(16)).min(self.plan.batch_tokens)
+        let tile = TILE_SHAPES[self.speeds.fastest(self.plan.batch_tokens)];
+        let groups = (self.pace.get().next_work() / self.work(tile.tokens(), tile.latents())) as u32;
+        groups.max(1).saturating_mul(tile.tokens()).min(self.plan.batch_tokens)
     }
 
-    /// Latents of the next tile.
-    fn tile_latents(&self, batch: &Batch) -> u32 {
-        let by_time = (self.pace.get().next_work() / self.work(batch.tokens, 1)) as u32;
-        (by_time / MAX_TILE_LATENTS * MAX_TILE_LATENTS).max(MAX_TILE_LATENTS).min(batch.tile_latents)
+    /// Latents of the next tile in one of [`TILE_SHAPES`], for as many tokens as its workgroups have: whole workgroups.
+    fn tile_latents(&self, tokens: u32, at: usize) -> u32 {
+        let latents = TILE_SHAPES[at].latents();
+        let groups = (self.pace.get().next_work() / self.work(tokens, latents)) as u32;
+        groups.max(1).saturating_mul(latents)
     }
 }
 
 /// Buffers of one pass over the weights.
 struct Batch {
     tokens: u32,
-    /// Most latents of a tile: a row has room for them and the k that were kept.
+    /// Most latents between two selections: a row has room for them and the k that were kept.
     tile_latents: u32,
     centred: Buffer,
     thresholds: Buffer,
@@ -379,9 +396,11 @@ impl Batch {
             top: gpu.storage("sae top", 8 * rows * k),
         }
     }
+}
 
+impl Drop for Batch {
     /// Frees the memory now; a browser would wait for its garbage collector.
-    fn destroy(&self) {
+    fn drop(&mut self) {
         for buffer in [&self.centred, &self.thresholds, &self.counts, &self.survivors, &self.top] {
             buffer.destroy();
         }

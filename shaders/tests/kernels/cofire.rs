@@ -2,12 +2,19 @@
 
 use shaders::cpu::cofire::cofire;
 use shaders::kernels::cofire::{Cofire, MAX_FEATURES};
-use shaders::{Error, Gpu, TopK};
+use shaders::pace::Pace;
+use shaders::{Cancel, Error, Gpu, TopK};
 
 use crate::common::two_worlds;
 use crate::sparse::random_top_k;
 
-two_worlds!(pairs_are_counted_on_awkward_sizes, silent_and_absent_features_are_zero, bad_input_is_refused);
+two_worlds!(
+    pairs_are_counted_on_awkward_sizes,
+    silent_and_absent_features_are_zero,
+    small_submissions_give_the_same_answer,
+    work_can_be_cancelled_midway,
+    bad_input_is_refused,
+);
 
 /// The definition: every pair, every token.
 fn truth(top: &TopK, features: &[u32]) -> Vec<u32> {
@@ -39,7 +46,7 @@ async fn pairs_are_counted_on_awkward_sizes(gpu: Gpu) {
         features.rotate_left(count / 3);
         let expected = truth(&top, &features);
         let what = format!("{tokens} tokens, {count} features");
-        assert_eq!(kernel.counts(&gpu, &top, &features).await.unwrap(), expected, "{what}");
+        assert_eq!(kernel.counts(&gpu, &top, &features, &Cancel::default()).await.unwrap(), expected, "{what}");
         assert_eq!(cofire(&top, &features).unwrap(), expected, "{what}, twin");
         assert!(expected.iter().any(|&count| count > 0) || tokens == 1, "{what}: the test has no pairs");
     }
@@ -51,9 +58,31 @@ async fn silent_and_absent_features_are_zero(gpu: Gpu) {
     let top =
         TopK { tokens: 2, k: 3, top_indices: vec![1, 2, 8, 2, 1, 8], top_acts: vec![1.0, 2.0, 0.0, 1.0, 0.0, 0.0] };
     let expected = [2, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1];
-    assert_eq!(kernel.counts(&gpu, &top, &[2, 9, 8, 1]).await.unwrap(), expected);
+    assert_eq!(kernel.counts(&gpu, &top, &[2, 9, 8, 1], &Cancel::default()).await.unwrap(), expected);
     assert_eq!(cofire(&top, &[2, 9, 8, 1]).unwrap(), expected);
-    assert_eq!(kernel.counts(&gpu, &TopK::empty(3), &[4, 5]).await.unwrap(), [0; 4]);
+    assert_eq!(kernel.counts(&gpu, &TopK::empty(3), &[4, 5], &Cancel::default()).await.unwrap(), [0; 4]);
+}
+
+async fn small_submissions_give_the_same_answer(gpu: Gpu) {
+    let mut kernel = Cofire::new(&gpu);
+    // Three words of tokens; one activation, one word at a time, and a few.
+    let top = random_top_k(70, 1, 6, 5);
+    for work in [1.0, 600.0] {
+        kernel.set_pace(Pace::at_most(work));
+        let answer = kernel.counts(&gpu, &top, &[5, 0, 3], &Cancel::default()).await;
+        assert_eq!(answer, cofire(&top, &[5, 0, 3]), "{work} at a time");
+    }
+}
+
+async fn work_can_be_cancelled_midway(gpu: Gpu) {
+    let top = random_top_k(9, 2, 6, 5);
+    let mut kernel = Cofire::new(&gpu);
+    // Two submissions are over before the tenth check, one for each of 18 activations is not.
+    let whole = kernel.counts(&gpu, &top, &[1, 2], &Cancel::at_check(10)).await.unwrap();
+    kernel.set_pace(Pace::at_most(1.0));
+    assert_eq!(kernel.counts(&gpu, &top, &[1, 2], &Cancel::at_check(10)).await, Err(Error::Cancelled));
+    let answer = kernel.counts(&gpu, &top, &[1, 2], &Cancel::default()).await;
+    assert_eq!(answer, Ok(whole), "the next one is as if nothing had been");
 }
 
 async fn bad_input_is_refused(gpu: Gpu) {
@@ -62,13 +91,13 @@ async fn bad_input_is_refused(gpu: Gpu) {
     let too_many: Vec<u32> = (0..=MAX_FEATURES as u32).collect();
     let cases: [&[u32]; 3] = [&[], &too_many, &[3, 4, 3]];
     for features in cases {
-        let refused = kernel.counts(&gpu, &top, features).await;
+        let refused = kernel.counts(&gpu, &top, features, &Cancel::default()).await;
         assert!(matches!(refused, Err(Error::Size { .. })), "{refused:?}");
         assert_eq!(cofire(&top, features), refused);
     }
     let mut bad = top.clone();
     bad.top_acts[3] = f32::NAN;
-    let expected = Err(Error::NotFinite { token: 1 });
-    assert_eq!(kernel.counts(&gpu, &bad, &[1]).await, expected);
+    let expected = Err(Error::NotFinite { what: "top_acts [tokens, k]", row: 1 });
+    assert_eq!(kernel.counts(&gpu, &bad, &[1], &Cancel::default()).await, expected);
     assert_eq!(cofire(&bad, &[1]), expected);
 }

@@ -99,7 +99,7 @@ async fn bad_input_is_refused(gpu: Gpu) {
     let with_nan = [1.0, f32::NAN, 1.0, 1.0];
     let cases: [(&[f32], f32, f32, Option<Error>); 5] = [
         (&[1.0; 3], 1.0, 0.5, Some(short)),
-        (&with_nan, 1.0, 0.5, Some(Error::NotFinite { token: 1 })),
+        (&with_nan, 1.0, 0.5, Some(Error::NotFinite { what: "patches [rows columns]", row: 1 })),
         (&[1.0; 4], 0.0, 0.5, None),
         (&[1.0; 4], f32::NAN, 0.5, None),
         (&[1.0; 4], 1.0, 1.5, None),

@@ -2,7 +2,8 @@
 
 use shaders::cpu::feature_pool::feature_pool;
 use shaders::kernels::feature_pool::FeaturePool;
-use shaders::{Error, Gpu, MAX_LATENTS, PoolBy, Pooled, TopK};
+use shaders::pace::Pace;
+use shaders::{Cancel, Error, Gpu, MAX_LATENTS, PoolBy, Pooled, TopK};
 
 use crate::common::two_worlds;
 use crate::sparse::{random_top_k, whole_top_k};
@@ -13,6 +14,8 @@ two_worlds!(
     every_call_starts_from_zero,
     activations_of_any_size_are_pooled,
     the_largest_sae_is_pooled,
+    small_submissions_give_the_same_answer,
+    work_can_be_cancelled_midway,
     bad_input_is_refused,
 );
 
@@ -51,11 +54,11 @@ fn assert_right(pooled: &[Pooled], truth: &[(f64, f32)], by: PoolBy, tokens: usi
 
 async fn check(gpu: &Gpu, kernel: &FeaturePool, top: &TopK, latents: u32, tokens: &[u32]) {
     for by in [PoolBy::Mean, PoolBy::Max] {
-        let all = kernel.strongest(gpu, top, tokens, by, usize::MAX).await.unwrap();
+        let all = kernel.strongest(gpu, top, tokens, by, usize::MAX, &Cancel::default()).await.unwrap();
         assert_right(&all, &truth(top, latents, tokens), by, tokens.len());
         assert_eq!(feature_pool(top, latents, tokens, by, usize::MAX).unwrap(), all);
         let some = all.len().min(3);
-        assert_eq!(kernel.strongest(gpu, top, tokens, by, 3).await.unwrap(), all[..some]);
+        assert_eq!(kernel.strongest(gpu, top, tokens, by, 3, &Cancel::default()).await.unwrap(), all[..some]);
         assert_eq!(feature_pool(top, latents, tokens, by, 3).unwrap(), all[..some]);
     }
 }
@@ -79,10 +82,10 @@ async fn ties_go_to_the_lower_feature(gpu: Gpu) {
     let top = TopK { tokens: 2, k: 2, top_indices: vec![9, 4, 4, 9], top_acts: vec![3.0, 1.0, 3.0, 1.0] };
     let (four, nine) = (Pooled { feature: 4, mean: 2.0, max: 3.0 }, Pooled { feature: 9, mean: 2.0, max: 3.0 });
     for by in [PoolBy::Mean, PoolBy::Max] {
-        assert_eq!(kernel.strongest(&gpu, &top, &[0, 1], by, 9).await.unwrap(), [four, nine]);
+        assert_eq!(kernel.strongest(&gpu, &top, &[0, 1], by, 9, &Cancel::default()).await.unwrap(), [four, nine]);
     }
     // A token that is listed twice counts twice.
-    let answer = kernel.strongest(&gpu, &top, &[0, 0, 1, 1], PoolBy::Mean, 1).await.unwrap();
+    let answer = kernel.strongest(&gpu, &top, &[0, 0, 1, 1], PoolBy::Mean, 1, &Cancel::default()).await.unwrap();
     assert_eq!(answer, [four]);
 }
 
@@ -90,10 +93,10 @@ async fn every_call_starts_from_zero(gpu: Gpu) {
     let kernel = FeaturePool::new(&gpu, 50).unwrap();
     let top = random_top_k(30, 8, 50, 1);
     let all: Vec<u32> = (0..30).collect();
-    let first = kernel.strongest(&gpu, &top, &all, PoolBy::Mean, 50).await.unwrap();
+    let first = kernel.strongest(&gpu, &top, &all, PoolBy::Mean, 50, &Cancel::default()).await.unwrap();
     check(&gpu, &kernel, &top, 50, &[3]).await;
-    assert!(kernel.strongest(&gpu, &top, &[], PoolBy::Mean, 50).await.unwrap().is_empty());
-    assert_eq!(kernel.strongest(&gpu, &top, &all, PoolBy::Mean, 50).await.unwrap(), first);
+    assert!(kernel.strongest(&gpu, &top, &[], PoolBy::Mean, 50, &Cancel::default()).await.unwrap().is_empty());
+    assert_eq!(kernel.strongest(&gpu, &top, &all, PoolBy::Mean, 50, &Cancel::default()).await.unwrap(), first);
 }
 
 async fn activations_of_any_size_are_pooled(gpu: Gpu) {
@@ -102,7 +105,7 @@ async fn activations_of_any_size_are_pooled(gpu: Gpu) {
         let mut top = random_top_k(50, 8, 64, 5);
         top.top_acts.iter_mut().for_each(|act| *act *= scale);
         let tokens: Vec<u32> = (0..50).collect();
-        let answer = kernel.strongest(&gpu, &top, &tokens, PoolBy::Max, 64).await.unwrap();
+        let answer = kernel.strongest(&gpu, &top, &tokens, PoolBy::Max, 64, &Cancel::default()).await.unwrap();
         assert_eq!(feature_pool(&top, 64, &tokens, PoolBy::Max, 64).unwrap(), answer);
         for one in &answer {
             let (mean, max) = truth(&top, 64, &tokens)[one.feature as usize];
@@ -117,9 +120,32 @@ async fn the_largest_sae_is_pooled(gpu: Gpu) {
     let kernel = FeaturePool::new(&gpu, MAX_LATENTS).unwrap();
     let last = MAX_LATENTS - 1;
     let top = TopK { tokens: 1, k: 3, top_indices: vec![last, 0, 70_000], top_acts: vec![1.0, 0.5, 0.0] };
-    let answer = kernel.strongest(&gpu, &top, &[0], PoolBy::Mean, 9).await.unwrap();
+    let answer = kernel.strongest(&gpu, &top, &[0], PoolBy::Mean, 9, &Cancel::default()).await.unwrap();
     let (one, half) = (Pooled { feature: last, mean: 1.0, max: 1.0 }, Pooled { feature: 0, mean: 0.5, max: 0.5 });
     assert_eq!(answer, [one, half]);
+}
+
+async fn small_submissions_give_the_same_answer(gpu: Gpu) {
+    let mut kernel = FeaturePool::new(&gpu, 40).unwrap();
+    let top = random_top_k(9, 4, 40, 2);
+    // One activation; some, and a rest.
+    for work in [1.0, 200.0] {
+        kernel.set_pace(Pace::at_most(work));
+        check(&gpu, &kernel, &top, 40, &[1, 4, 4, 8]).await;
+    }
+}
+
+async fn work_can_be_cancelled_midway(gpu: Gpu) {
+    let mut kernel = FeaturePool::new(&gpu, 40).unwrap();
+    let (top, tokens) = (random_top_k(3, 4, 40, 2), [0, 1, 2]);
+    // One submission is over before the sixth check, one for each of twelve activations is not.
+    let cancel = Cancel::at_check(6);
+    let whole = kernel.strongest(&gpu, &top, &tokens, PoolBy::Mean, 40, &cancel).await.unwrap();
+    kernel.set_pace(Pace::at_most(1.0));
+    let cancelled = kernel.strongest(&gpu, &top, &tokens, PoolBy::Mean, 40, &Cancel::at_check(6)).await;
+    assert_eq!(cancelled, Err(Error::Cancelled));
+    let answer = kernel.strongest(&gpu, &top, &tokens, PoolBy::Mean, 40, &Cancel::default()).await;
+    assert_eq!(answer, Ok(whole), "the next one is as if nothing had been");
 }
 
 async fn bad_input_is_refused(gpu: Gpu) {
@@ -133,14 +159,14 @@ async fn bad_input_is_refused(gpu: Gpu) {
     bad.top_acts[7] = f32::NAN;
     for (top, token, what) in [(&top, 4, "token"), (&far, 2, "latent")] {
         let answers = [
-            kernel.strongest(&gpu, top, &[token], PoolBy::Max, 1).await,
+            kernel.strongest(&gpu, top, &[token], PoolBy::Max, 1, &Cancel::default()).await,
             feature_pool(top, 10, &[token], PoolBy::Max, 1),
         ];
         for answer in answers {
             assert!(matches!(&answer, Err(Error::Size { what: named, .. }) if *named == what), "{answer:?}");
         }
     }
-    let expected = Err(Error::NotFinite { token: 3 });
-    assert_eq!(kernel.strongest(&gpu, &bad, &[0], PoolBy::Max, 1).await, expected);
+    let expected = Err(Error::NotFinite { what: "top_acts [tokens, k]", row: 3 });
+    assert_eq!(kernel.strongest(&gpu, &bad, &[0], PoolBy::Max, 1, &Cancel::default()).await, expected);
     assert_eq!(feature_pool(&bad, 10, &[0], PoolBy::Max, 1), expected);
 }

@@ -2,7 +2,8 @@
 
 use shaders::cpu::histogram::histogram;
 use shaders::kernels::histogram::{Histogram, MAX_BINS};
-use shaders::{Error, Gpu};
+use shaders::pace::Pace;
+use shaders::{Cancel, Error, Gpu};
 
 use crate::common::{Random, two_worlds};
 
@@ -10,6 +11,8 @@ two_worlds!(
     whole_numbers_are_counted_as_in_f64,
     kernel_and_twin_agree_at_the_edges,
     what_is_not_positive_is_not_counted,
+    small_submissions_give_the_same_answer,
+    work_can_be_cancelled_midway,
     bad_input_is_refused,
 );
 
@@ -31,7 +34,11 @@ async fn whole_numbers_are_counted_as_in_f64(gpu: Gpu) {
         let max = bins as f32 / 4.0;
         let values: Vec<f32> = Random(3).wholes(count, u64::from(bins)).iter().map(|value| value / 4.0).collect();
         let expected = truth(&values, bins, max);
-        assert_eq!(kernel.counts(&gpu, &values, bins, max).await.unwrap(), expected, "{count} in {bins}");
+        assert_eq!(
+            kernel.counts(&gpu, &values, bins, max, &Cancel::default()).await.unwrap(),
+            expected,
+            "{count} in {bins}"
+        );
         assert_eq!(histogram(&values, bins, max).unwrap(), expected, "{count} in {bins}, twin");
     }
 }
@@ -46,7 +53,7 @@ async fn kernel_and_twin_agree_at_the_edges(gpu: Gpu) {
             let edge = bin as f32 * (max / bins as f32);
             values.extend([edge, f32::from_bits(edge.to_bits() + 1), f32::from_bits(edge.to_bits().max(1) - 1)]);
         }
-        let answer = kernel.counts(&gpu, &values, bins, max).await.unwrap();
+        let answer = kernel.counts(&gpu, &values, bins, max, &Cancel::default()).await.unwrap();
         assert_eq!(histogram(&values, bins, max).unwrap(), answer, "{bins} to {max}");
         let positive = values.iter().filter(|value| **value > 0.0).count();
         assert_eq!(answer.iter().map(|&count| count as usize).sum::<usize>(), positive, "{bins} to {max}");
@@ -61,16 +68,37 @@ async fn what_is_not_positive_is_not_counted(gpu: Gpu) {
     let values = [&silent[..], &positive[..]].concat();
     let expected = [1, 1, 0, 3];
     // The last bin is closed and holds what is larger.
-    assert_eq!(kernel.counts(&gpu, &values, 4, 2.0).await.unwrap(), expected);
+    assert_eq!(kernel.counts(&gpu, &values, 4, 2.0, &Cancel::default()).await.unwrap(), expected);
     assert_eq!(histogram(&values, 4, 2.0).unwrap(), expected);
-    assert_eq!(kernel.counts(&gpu, &[], 4, 2.0).await.unwrap(), [0; 4]);
+    assert_eq!(kernel.counts(&gpu, &[], 4, 2.0, &Cancel::default()).await.unwrap(), [0; 4]);
+}
+
+async fn small_submissions_give_the_same_answer(gpu: Gpu) {
+    let mut kernel = Histogram::new(&gpu);
+    for (count, work) in [(20, 1.0), (10_000, 5000.0)] {
+        let values = Random(count as u64).uniforms(count, 1.0);
+        kernel.set_pace(Pace::at_most(work));
+        let answer = kernel.counts(&gpu, &values, 9, 1.0, &Cancel::default()).await;
+        assert_eq!(answer, histogram(&values, 9, 1.0), "{count} values, {work} at a time");
+    }
+}
+
+async fn work_can_be_cancelled_midway(gpu: Gpu) {
+    let values = Random(6).uniforms(12, 1.0);
+    let mut kernel = Histogram::new(&gpu);
+    // One submission is over before the sixth check, one of twelve is not.
+    let whole = kernel.counts(&gpu, &values, 3, 1.0, &Cancel::at_check(6)).await.unwrap();
+    kernel.set_pace(Pace::at_most(1.0));
+    assert_eq!(kernel.counts(&gpu, &values, 3, 1.0, &Cancel::at_check(6)).await, Err(Error::Cancelled));
+    let answer = kernel.counts(&gpu, &values, 3, 1.0, &Cancel::default()).await;
+    assert_eq!(answer, Ok(whole), "the next one is as if nothing had been");
 }
 
 async fn bad_input_is_refused(gpu: Gpu) {
     let kernel = Histogram::new(&gpu);
     let bad = [(0, 1.0), (MAX_BINS + 1, 1.0), (4, 0.0), (4, -1.0), (4, f32::NAN), (4, f32::INFINITY)];
     for (bins, max) in bad {
-        let refused = kernel.counts(&gpu, &[1.0], bins, max).await;
+        let refused = kernel.counts(&gpu, &[1.0], bins, max, &Cancel::default()).await;
         assert!(matches!(refused, Err(Error::Size { .. })), "{bins} to {max}: {refused:?}");
         assert_eq!(histogram(&[1.0], bins, max), refused);
     }

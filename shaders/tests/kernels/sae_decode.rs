@@ -1,7 +1,8 @@
 //! The decode against f64, with the decoder's rows in pieces.
 
 use shaders::kernels::sae_decode::SaeDecode;
-use shaders::{Decoded, Error, Gpu, TopK, cpu};
+use shaders::pace::Pace;
+use shaders::{Cancel, Decoded, Error, Gpu, TopK, cpu};
 
 use crate::common::{Random, two_worlds};
 use crate::sparse::random_top_k;
@@ -10,6 +11,8 @@ two_worlds!(
     random_numbers_are_close_to_f64,
     rows_beyond_one_buffer_are_split,
     a_perfect_decode_explains_everything,
+    small_submissions_give_the_same_answer,
+    work_can_be_cancelled_midway,
     missing_and_repeated_rows_are_refused,
     bad_input_is_refused,
 );
@@ -46,10 +49,10 @@ impl Problem {
         let mut decode = SaeDecode::start(gpu, &self.top, self.d_model).unwrap();
         let mut twin = cpu::sae_decode::SaeDecode::start(&self.top, self.d_model).unwrap();
         for latents in self.top.active_latents().chunks(piece) {
-            decode.add_rows(gpu, latents, &self.rows(latents)).unwrap();
+            decode.add_rows(gpu, latents, &self.rows(latents), &Cancel::default()).await.unwrap();
             twin.add_rows(latents, &self.rows(latents)).unwrap();
         }
-        let answer = decode.finish(gpu, &self.hidden, &self.b_dec).await.unwrap();
+        let answer = decode.finish(gpu, &self.hidden, &self.b_dec, &Cancel::default()).await.unwrap();
         [answer, twin.finish(&self.hidden, &self.b_dec).unwrap()]
     }
 
@@ -128,8 +131,9 @@ async fn rows_beyond_one_buffer_are_split(gpu: Gpu) {
     let d_model = 1 << 20;
     let top = TopK { tokens: 1, k: 17, top_indices: (0..17).collect(), top_acts: vec![2.0; 17] };
     let mut decode = SaeDecode::start(&gpu, &top, d_model).unwrap();
-    decode.add_rows(&gpu, &top.active_latents(), &vec![0.5; 17 << 20]).unwrap();
-    let answer = decode.finish(&gpu, &vec![18.0; 1 << 20], &vec![1.0; 1 << 20]).await.unwrap();
+    let cancel = Cancel::default();
+    decode.add_rows(&gpu, &top.active_latents(), &vec![0.5; 17 << 20], &cancel).await.unwrap();
+    let answer = decode.finish(&gpu, &vec![18.0; 1 << 20], &vec![1.0; 1 << 20], &cancel).await.unwrap();
     assert!(answer.reconstruction.iter().all(|&value| value == 18.0));
     assert_eq!((answer.squared_error, answer.fvu), (vec![0.0], 0.0));
 }
@@ -154,7 +158,41 @@ async fn a_perfect_decode_explains_everything(gpu: Gpu) {
         assert_eq!(answer.fvu, f64::INFINITY);
     }
     let empty = SaeDecode::start(&gpu, &TopK::empty(3), 2).unwrap();
-    assert_eq!(empty.finish(&gpu, &[], &[0.0; 2]).await, Ok(Decoded::default()));
+    assert_eq!(empty.finish(&gpu, &[], &[0.0; 2], &Cancel::default()).await, Ok(Decoded::default()));
+}
+
+async fn small_submissions_give_the_same_answer(gpu: Gpu) {
+    let problem = Problem::new(11, 6, 30, 7);
+    let [whole, _] = problem.answers(&gpu, 20).await;
+    let latents = problem.top.active_latents();
+    // A token; some, of which the last may be silent.
+    for work in [1.0, 500.0] {
+        let mut decode = SaeDecode::start(&gpu, &problem.top, problem.d_model).unwrap();
+        decode.set_pace(Pace::at_most(work));
+        for latents in latents.chunks(20) {
+            decode.add_rows(&gpu, latents, &problem.rows(latents), &Cancel::default()).await.unwrap();
+        }
+        let answer = decode.finish(&gpu, &problem.hidden, &problem.b_dec, &Cancel::default()).await.unwrap();
+        assert_eq!(answer, whole, "{work} at a time");
+    }
+}
+
+async fn work_can_be_cancelled_midway(gpu: Gpu) {
+    let problem = Problem::new(12, 6, 9, 7);
+    let latents = problem.top.active_latents();
+    let rows = problem.rows(&latents);
+    for pace in [Pace::default(), Pace::at_most(1.0)] {
+        // One submission is over before the sixth check, one for each of twelve tokens is not.
+        let expected = if pace == Pace::default() { Ok(()) } else { Err(Error::Cancelled) };
+        let mut decode = SaeDecode::start(&gpu, &problem.top, problem.d_model).unwrap();
+        decode.set_pace(pace);
+        assert_eq!(decode.add_rows(&gpu, &latents, &rows, &Cancel::at_check(6)).await, expected);
+        let mut decode = SaeDecode::start(&gpu, &problem.top, problem.d_model).unwrap();
+        decode.set_pace(pace);
+        decode.add_rows(&gpu, &latents, &rows, &Cancel::default()).await.unwrap();
+        let finished = decode.finish(&gpu, &problem.hidden, &problem.b_dec, &Cancel::at_check(6)).await;
+        assert_eq!(finished.map(|decoded| problem.assert_right(&decoded)), expected);
+    }
 }
 
 async fn missing_and_repeated_rows_are_refused(gpu: Gpu) {
@@ -163,16 +201,16 @@ async fn missing_and_repeated_rows_are_refused(gpu: Gpu) {
     let mut decode = SaeDecode::start(&gpu, &top, 1).unwrap();
     let mut twin = cpu::sae_decode::SaeDecode::start(&top, 1).unwrap();
     // Row 5 is not needed.
-    decode.add_rows(&gpu, &[4, 5], &[1.0, 1.0]).unwrap();
+    decode.add_rows(&gpu, &[4, 5], &[1.0, 1.0], &Cancel::default()).await.unwrap();
     twin.add_rows(&[4, 5], &[1.0, 1.0]).unwrap();
     for latents in [[3, 4], [9, 9], [9, 8]] {
-        let refused = [decode.add_rows(&gpu, &latents, &[1.0; 2]), twin.add_rows(&latents, &[1.0; 2])];
-        for refused in refused {
+        let refused = decode.add_rows(&gpu, &latents, &[1.0; 2], &Cancel::default()).await;
+        for refused in [refused, twin.add_rows(&latents, &[1.0; 2])] {
             assert!(matches!(refused, Err(Error::Size { what: "latent of a row", .. })), "{latents:?}: {refused:?}");
         }
     }
     let missing = Error::Length { what: "decoder rows of active latents", given: 1, expected: 2 };
-    assert_eq!(decode.finish(&gpu, &[1.0, 1.0], &[0.0]).await, Err(missing.clone()));
+    assert_eq!(decode.finish(&gpu, &[1.0, 1.0], &[0.0], &Cancel::default()).await, Err(missing.clone()));
     assert_eq!(twin.finish(&[1.0, 1.0], &[0.0]), Err(missing));
 }
 
@@ -186,18 +224,30 @@ async fn bad_input_is_refused(gpu: Gpu) {
     assert!(matches!(start(&problem.top, 0), Some(Error::Size { what: "d_model", .. })));
     let mut bad = problem.top.clone();
     bad.top_acts[4] = f32::NAN;
-    assert_eq!(start(&bad, 5), Some(Error::NotFinite { token: 1 }));
+    assert_eq!(start(&bad, 5), Some(Error::NotFinite { what: "top_acts [tokens, k]", row: 1 }));
     bad.top_acts.pop();
     let expected = Error::Length { what: "top_acts [tokens, k]", given: 5, expected: 6 };
     assert_eq!(start(&bad, 5), Some(expected));
 
     let mut decode = SaeDecode::start(&gpu, &problem.top, 5).unwrap();
     let expected = Error::Length { what: "rows [n, d_model]", given: 4, expected: 5 };
-    assert_eq!(decode.add_rows(&gpu, &[1], &[1.0; 4]), Err(expected));
-    assert_eq!(decode.add_rows(&gpu, &[1], &[f32::INFINITY; 5]), Err(Error::NotFinite { token: 0 }));
-    let latents = problem.top.active_latents();
-    decode.add_rows(&gpu, &latents, &problem.rows(&latents)).unwrap();
-    let mut hidden = problem.hidden.clone();
+    let cancel = Cancel::default();
+    assert_eq!(decode.add_rows(&gpu, &[1], &[1.0; 4], &cancel).await, Err(expected));
+    let expected = Error::NotFinite { what: "rows [n, d_model]", row: 0 };
+    assert_eq!(decode.add_rows(&gpu, &[1], &[f32::INFINITY; 5], &cancel).await, Err(expected));
+    let (mut hidden, mut b_dec) = (problem.hidden.clone(), problem.b_dec.clone());
     hidden[7] = f32::NAN;
-    assert_eq!(decode.finish(&gpu, &hidden, &problem.b_dec).await, Err(Error::NotFinite { token: 1 }));
+    b_dec[3] = f32::INFINITY;
+    for (hidden, b_dec, what, row) in
+        [(&hidden, &problem.b_dec, "hidden [tokens, d_model]", 1), (&problem.hidden, &b_dec, "b_dec [d_model]", 3)]
+    {
+        let mut decode = SaeDecode::start(&gpu, &problem.top, 5).unwrap();
+        let mut twin = cpu::sae_decode::SaeDecode::start(&problem.top, 5).unwrap();
+        let latents = problem.top.active_latents();
+        decode.add_rows(&gpu, &latents, &problem.rows(&latents), &cancel).await.unwrap();
+        twin.add_rows(&latents, &problem.rows(&latents)).unwrap();
+        let expected = Err(Error::NotFinite { what, row });
+        assert_eq!(decode.finish(&gpu, hidden, b_dec, &cancel).await, expected);
+        assert_eq!(twin.finish(hidden, b_dec), expected);
+    }
 }

@@ -1,6 +1,7 @@
 //! The encoder against f64, on awkward sizes.
 
 use shaders::kernels::sae_encode::{Plan, SaeEncode};
+use shaders::pace::Pace;
 use shaders::tile_shape::{ALL_SHAPES, PLAIN_SHAPES, Speeds, TILE_SHAPES};
 use shaders::{Cancel, Error, Gpu, SaeShape, TopK, WeightType};
 
@@ -37,7 +38,8 @@ two_worlds!(
     any_shape_is_right,
     thousands_of_tokens_come_in_batches,
     a_probe_measures_every_shape,
-    work_can_be_cancelled,
+    small_submissions_give_the_same_answer,
+    work_can_be_cancelled_midway,
     an_outlier_channel_is_no_trouble,
     silent_rows_are_padded,
     weights_may_come_in_pieces,
@@ -155,15 +157,30 @@ async fn a_probe_measures_every_shape(gpu: Gpu) {
     assert_eq!(answer, problem.answer_of_twin());
 }
 
-async fn work_can_be_cancelled(gpu: Gpu) {
+async fn small_submissions_give_the_same_answer(gpu: Gpu) {
+    // Between selections a row gathers several tiles.
+    let sizes = Sizes { tokens: 70, d_model: 24, latents: 1500, k: 20, weight_type: WeightType::F16 };
+    let problem = Problem::whole(sizes, 12);
+    let mut sae = load(&gpu, &problem, None);
+    sae.set_pace(Pace::at_most(1.0));
+    let answer = sae.encode(&gpu, &problem.hidden, problem.tokens, &Cancel::default()).await.unwrap();
+    assert_eq!(answer, problem.answer_of_twin());
+}
+
+async fn work_can_be_cancelled_midway(gpu: Gpu) {
     let problem = Problem::whole(SIZES[6], 2);
     let mut sae = load(&gpu, &problem, None);
     let cancel = Cancel::default();
     cancel.cancel();
-    assert_eq!(sae.encode(&gpu, &problem.hidden, problem.tokens, &cancel).await, Err(Error::Cancelled));
     assert_eq!(sae.probe(&gpu, &cancel).await, Err(Error::Cancelled));
-    let answer = sae.encode(&gpu, &problem.hidden, problem.tokens, &Cancel::default()).await.unwrap();
-    assert_eq!(answer, problem.answer_of_twin(), "the next one is as if nothing had been");
+    // One submission is over before the fourth check, one for each workgroup's latents is not.
+    let whole = sae.encode(&gpu, &problem.hidden, problem.tokens, &Cancel::at_check(4)).await;
+    assert_eq!(whole, Ok(problem.answer_of_twin()));
+    sae.set_pace(Pace::at_most(1.0));
+    let cancelled = sae.encode(&gpu, &problem.hidden, problem.tokens, &Cancel::at_check(4)).await;
+    assert_eq!(cancelled, Err(Error::Cancelled));
+    let answer = sae.encode(&gpu, &problem.hidden, problem.tokens, &Cancel::default()).await;
+    assert_eq!(answer, whole, "the next one is as if nothing had been");
 }
 
 async fn an_outlier_channel_is_no_trouble(gpu: Gpu) {
@@ -235,8 +252,11 @@ async fn bad_input_is_refused(gpu: Gpu) {
     for bad in [f32::NAN, f32::INFINITY] {
         let mut hidden = problem.hidden.clone();
         hidden[3 * 7 + 2] = bad;
-        assert_eq!(sae.encode(&gpu, &hidden, 5, &Cancel::default()).await, Err(Error::NotFinite { token: 3 }));
-        assert_eq!(twin.encode(&hidden, 5), Err(Error::NotFinite { token: 3 }));
+        assert_eq!(
+            sae.encode(&gpu, &hidden, 5, &Cancel::default()).await,
+            Err(Error::NotFinite { what: "hidden [tokens, d_model]", row: 3 })
+        );
+        assert_eq!(twin.encode(&hidden, 5), Err(Error::NotFinite { what: "hidden [tokens, d_model]", row: 3 }));
     }
     assert_eq!(sae.encode(&gpu, &[], 0, &Cancel::default()).await, Ok(TopK::empty(3)));
     assert_eq!(twin.encode(&[], 0), Ok(TopK::empty(3)));

@@ -115,7 +115,7 @@ fn engine_line(engine: &str) -> String {
     }
     let ms = parts.find_map(|part| part.strip_prefix("ms="));
     let time = ms.map(|ms| format!(", {ms} ms")).unwrap_or_default();
-    format!("hidden states: server's {}{time}", device.to_uppercase())
+    format!("hidden states: server's {}{time}", device.to_ascii_uppercase())
 }
 
 fn positions(spans: &[TokenSpan], kind: TokenKind) -> Vec<u32> {
