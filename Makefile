@@ -18,7 +18,7 @@ SERVE ?=
 # $(call phase,name,command): says what runs and how long it took.
 phase = @begun=$$SECONDS; printf '\n\033[1m▶ %s\033[0m\n' '$(1)' && $(2) && printf '✓ %s: %d s\n' '$(1)' $$((SECONDS - begun))
 
-.PHONY: help demo test journeys bench check fmt clean screenshots
+.PHONY: help demo test journeys bench bench-train check fmt clean screenshots
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,13 @@ bench: ## measure the GPU kernels against their CPU twins, and the CPU path agai
 	@cargo build --workspace --bins --examples --tests
 	@"$(BIN)/examples/bench"
 	@PYTHON="$(PYTHON)" "$(BIN)/examples/beside_pytorch"
+
+# Hidden states to train on, if not those of the pocket model: make bench-train HIDDEN=folder
+HIDDEN ?=
+
+bench-train: ## train an SAE beside PyTorch, on the pocket model's hidden states
+	@cargo build --package pipeline --examples
+	@PYTHON="$(PYTHON)" "$(BIN)/examples/train_beside_pytorch" $(HIDDEN)
 
 fmt: ## format every Rust file
 	@cargo fmt --all

@@ -93,6 +93,9 @@ pub struct Explanation {
     pub scores: Vec<Score>,
     /// `YYYY-MM-DD`.
     pub created_at: String,
+    /// SHA-256 of the interpreter's prompts and settings, first 12 hex digits; empty where the build made the label.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prompt_hash: String,
 }
 
 /// Bars of a histogram: `heights[i]` counts values in `[edges[i], edges[i+1])`.

@@ -2,8 +2,8 @@
 //! serde only, so that the page, the worker and the server share one definition.
 //!
 //! One module per thing a person can name: [`source`], [`feature`], [`activation`], [`picture`], [`steer`],
-//! [`attribute`], [`extract`], [`engine`], [`problem`], [`shards`] for the SAE as browsers fetch it, and [`gpu`] for
-//! what the page says to its GPU worker.
+//! [`attribute`], [`extract`], [`engine`], [`job`], [`problem`], [`shards`] for the SAE as browsers fetch it, and
+//! [`gpu`] for what the page says to its GPU worker.
 
 pub mod activation;
 pub mod attribute;
@@ -11,6 +11,7 @@ pub mod engine;
 pub mod extract;
 pub mod feature;
 pub mod gpu;
+pub mod job;
 pub mod picture;
 pub mod problem;
 pub mod shards;
@@ -25,6 +26,7 @@ pub use feature::{
     Category, Explanation, Feature, FeatureList, FeatureQuery, FeatureSort, FeatureSummary, Histogram, Neighbour,
     Neighbours, Score,
 };
+pub use job::{EndpointStatus, Job, JobKind, JobList, JobQuery, JobState};
 pub use picture::{Picture, PictureActivations, PictureList, PictureObject, Rect};
 pub use problem::{ErrorCode, Problem};
 pub use shards::{Agreement, SaeManifest, ShardFile, Tier, TierShards};

@@ -2,24 +2,37 @@
 
 use crate::error::AppError;
 use api::{
-    ActivationKind, Activations, Feature, FeatureList, FeatureQuery, FeatureSummary, Neighbours, Picture,
-    PictureActivations, PictureList, Source,
+    ActivationKind, Activations, Feature, FeatureList, FeatureQuery, FeatureSummary, Job, JobKind, JobList, JobQuery,
+    Neighbours, Picture, PictureActivations, PictureList, Source,
 };
 use frontend::api::{Answer, Client, Pending, SourceKey};
+use pipeline::interpret::Identity;
 use std::{fmt::Display, future::Future};
-use store::{PictureBytes, SourceEntry, Store};
+use store::{
+    PictureBytes, SourceEntry, Store,
+    jobs::{JobFilter, Queue, VISITOR},
+};
 
 /// The store, with "not found" as an error that says what is missing.
 #[derive(Debug, Clone)]
 pub struct Catalogue {
     store: Store,
+    queue: Queue,
+    /// Who answers visitors' requests for an explanation of the served source, if anybody does.
+    interpreter: Option<Identity>,
     served: SourceKey,
 }
 
 impl Catalogue {
     /// `served` is the source whose model runs here.
     pub fn new(store: Store, served: SourceKey) -> Self {
-        Self { store, served }
+        let queue = Queue::of_store(&store);
+        Self { store, queue, interpreter: None, served }
+    }
+
+    /// The same with jobs in another database, and with somebody who interprets.
+    pub fn with_queue(self, queue: Queue, interpreter: Option<Identity>) -> Self {
+        Self { queue, interpreter, ..self }
     }
 
     /// The source whose model runs here.
@@ -52,7 +65,12 @@ impl Catalogue {
 
     pub async fn feature(&self, key: &SourceKey, index: u32) -> Result<Feature, AppError> {
         let entry = self.entry(key).await?;
-        self.store.find_feature(&entry, index).await?.ok_or_else(|| no_feature(&entry, index))
+        let found = self.store.find_feature(&entry, index).await?;
+        let mut feature = found.ok_or_else(|| no_feature(&entry, index))?;
+        // After those that the build made: the first is the label.
+        let further = self.queue.list_explanations(&entry.source, &[index]).await?.remove(&index);
+        feature.explanations.extend(further.into_iter().flatten());
+        Ok(feature)
     }
 
     pub async fn activations(
@@ -97,6 +115,36 @@ impl Catalogue {
         let entry = self.entry(key).await?;
         let found = self.store.random_feature(&entry).await?;
         found.ok_or_else(|| AppError::not_found("No feature of this source is alive."))
+    }
+
+    /// The queue: how endpoints are doing, and a page of jobs.
+    pub async fn jobs(&self, query: &JobQuery) -> Result<JobList, AppError> {
+        let filter = JobFilter { state: query.state, kind: query.kind, ..JobFilter::default() };
+        let found = self.queue.list_jobs(&filter, query.page, query.per_page).await?;
+        let endpoints = self.queue.list_endpoints().await?;
+        Ok(JobList { endpoints, jobs: found.jobs, total: found.total, page: query.page, per_page: found.per_page })
+    }
+
+    pub async fn job(&self, id: i64) -> Result<Job, AppError> {
+        let found = self.queue.find_job(id).await?;
+        found.ok_or_else(|| AppError::not_found(format!("There is no job {id}. See /api/v1/jobs.")))
+    }
+
+    /// A visitor's request for an explanation; the same one when it is asked for again.
+    pub async fn explain(&self, key: &SourceKey, index: u32) -> Result<Job, AppError> {
+        let entry = self.entry(key).await?;
+        if index >= entry.source.latents {
+            return Err(no_feature(&entry, index));
+        }
+        let Some(interpreter) = self.interpreter.as_ref().filter(|_| *key == self.served) else {
+            let Source { model_id, source_id, .. } = &entry.source;
+            let detail = format!("Nobody interprets the features of {model_id}/{source_id} here.");
+            return Err(AppError::bad_request(detail));
+        };
+        let assignment = interpreter.assignment(&entry.source);
+        self.queue.enqueue(&assignment, JobKind::Explain, &[index], VISITOR).await?;
+        let job = self.queue.find_job_of(&assignment, JobKind::Explain, index).await?;
+        job.ok_or_else(|| AppError::internal(std::io::Error::other("an enqueued job is not there")))
     }
 
     pub async fn picture_webp(&self, id: &str) -> Result<PictureBytes, AppError> {

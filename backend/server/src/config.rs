@@ -127,6 +127,11 @@ pub struct ServeArgs {
     #[arg(long, env = "LMM_SCOPE_DATABASE")]
     pub database: Option<String>,
 
+    /// Database of the jobs and explanations, if it is another one: postgres://user@host/database, for workers on many
+    /// machines.
+    #[arg(long, env = "LMM_SCOPE_QUEUE")]
+    pub queue: Option<String>,
+
     /// Folder of the model, its SAE and their features, as `lmm-scope pocket` writes it.
     #[arg(long, env = "LMM_SCOPE_ARTIFACTS", default_value = "public/pocket")]
     pub artifacts: PathBuf,
@@ -159,17 +164,7 @@ impl ServeArgs {
     /// # Errors
     /// When there is no data folder, or no folder of artifacts.
     pub fn database_url(&self) -> anyhow::Result<String> {
-        if let Some(url) = &self.database {
-            return Ok(url.clone());
-        }
-        let folder = dirs::data_dir()
-            .ok_or_else(|| anyhow::anyhow!("this user has no data folder; name a file with --database sqlite://…"))?;
-        let name = database_name(&self.artifacts)
-            .with_context(|| format!("cannot read the folder of artifacts {}", self.artifacts.display()))?;
-        let file = folder.join("lmm-scope").join(name);
-        // The address is percent-decoded and cut at `?` when it is read.
-        let file = file.to_string_lossy().replace('%', "%25").replace('?', "%3F");
-        Ok(format!("sqlite://{file}"))
+        database_url(self.database.as_deref(), &self.artifacts)
     }
 
     /// Where the bundles are: the given folder, or the one cargo's target folder holds.
@@ -177,6 +172,24 @@ impl ServeArgs {
         let target = || std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
         self.site.clone().unwrap_or_else(|| target().join("site"))
     }
+}
+
+/// The database's address: the given one, or a file in the data folder of this user, by the folder of artifacts.
+///
+/// # Errors
+/// When there is no data folder, or no folder of artifacts.
+pub fn database_url(given: Option<&str>, artifacts: &Path) -> anyhow::Result<String> {
+    if let Some(url) = given {
+        return Ok(url.to_owned());
+    }
+    let folder = dirs::data_dir()
+        .ok_or_else(|| anyhow::anyhow!("this user has no data folder; name a file with --database sqlite://…"))?;
+    let name = database_name(artifacts)
+        .with_context(|| format!("cannot read the folder of artifacts {}", artifacts.display()))?;
+    let file = folder.join("lmm-scope").join(name);
+    // The address is percent-decoded and cut at `?` when it is read.
+    let file = file.to_string_lossy().replace('%', "%25").replace('?', "%3F");
+    Ok(format!("sqlite://{file}"))
 }
 
 /// `scope-{8 digits}.db`, by the folder's real path: every build numbers its pictures alike, so that two builds cannot

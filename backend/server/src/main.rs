@@ -33,11 +33,11 @@ enum Command {
 }
 
 impl Command {
-    /// What is logged unless `RUST_LOG` says otherwise: an experiment's stderr is for its one error.
+    /// What is logged unless `RUST_LOG` says otherwise.
     fn log_level(&self) -> &'static str {
         match self {
             Self::Serve(_) | Self::Engine(_) | Self::Pocket(_) => "info",
-            Self::Experiment(_) => "warn",
+            Self::Experiment(command) => command.log_level(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The OpenAPI document, collected from the handlers.
 
-use crate::handlers::{attribute, encode, engine, extract, features, health, pictures, sources, steer, weights};
+use crate::handlers::{attribute, encode, engine, extract, features, health, jobs, pictures, sources, steer, weights};
 use axum::Json;
 use std::collections::BTreeSet;
 use utoipa::OpenApi;
@@ -23,6 +23,9 @@ use utoipa::OpenApi;
         features::list_activations,
         features::find_neighbours,
         features::random_feature,
+        jobs::explain,
+        jobs::list_jobs,
+        jobs::find_job,
         pictures::list_pictures,
         pictures::find_picture_activations,
         pictures::picture_webp,

@@ -3,7 +3,7 @@
 use crate::{
     AppState, EngineState,
     error::{AppError, REQUEST_ID, finish_problems, panic_response},
-    handlers::{attribute, encode, engine, extract, features, health, pictures, sources, steer, weights},
+    handlers::{attribute, encode, engine, extract, features, health, jobs, pictures, sources, steer, weights},
     openapi, ssr, static_files,
 };
 use axum::{
@@ -44,6 +44,9 @@ pub fn documented_routes() -> Vec<Route<AppState>> {
         ("/api/v1/{model}/{source}/features/{index}", "get", get(features::find_feature)),
         ("/api/v1/{model}/{source}/features/{index}/activations", "get", get(features::list_activations)),
         ("/api/v1/{model}/{source}/features/{index}/neighbours", "get", get(features::find_neighbours)),
+        ("/api/v1/{model}/{source}/features/{index}/explain", "post", post(jobs::explain)),
+        ("/api/v1/jobs", "get", get(jobs::list_jobs)),
+        ("/api/v1/jobs/{id}", "get", get(jobs::find_job)),
         ("/api/v1/{model}/{source}/pictures", "get", get(pictures::list_pictures)),
         ("/api/v1/{model}/{source}/pictures/{id}/activations", "get", get(pictures::find_picture_activations)),
         ("/api/v1/{model}/{source}/random", "get", get(features::random_feature)),

@@ -13,7 +13,10 @@ use crate::{
 };
 use anyhow::Context;
 use frontend::api::SourceKey;
-use pipeline::quantize::{self, QuantizeError};
+use pipeline::{
+    interpret::Dissect,
+    quantize::{self, QuantizeError},
+};
 use std::{
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -21,7 +24,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use store::{Import, Store, files::names};
+use store::{Import, Store, files::names, jobs::Queue};
 use tokio::net::TcpListener;
 
 /// Where the server listens unless told otherwise.
@@ -111,12 +114,18 @@ pub async fn app(args: &ServeArgs) -> anyhow::Result<(axum::Router, Store)> {
     let sae_key = key.clone();
     let sae = tokio::task::spawn_blocking(move || open_sae(sae_key, &sae_folder));
     let (engine, imported, sae) = tokio::join!(engine, store.import_artifacts(folder), sae);
-    log_import(&imported?);
+    let imported = imported?;
+    log_import(&imported);
+    let queue = match &args.queue {
+        Some(url) => Queue::open(url).await?,
+        None => Queue::of_store(&store),
+    };
+    let identity = Dissect::is_possible(folder, imported.source()).then(Dissect::identity_of);
     let site = args.site_folder();
     let engine = engine?;
     let (weights, encoder) = sae??;
     let state = AppState {
-        catalogue: Catalogue::new(store.clone(), key),
+        catalogue: Catalogue::new(store.clone(), key).with_queue(queue, identity),
         engine,
         weights: Arc::new(weights),
         encoder: Arc::new(encoder),
@@ -205,7 +214,7 @@ async fn listen(address: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
 }
 
 /// Ends on the first SIGINT or SIGTERM.
-async fn shutdown_signal() {
+pub(crate) async fn shutdown_signal() {
     let interrupt = async {
         if let Err(error) = tokio::signal::ctrl_c().await {
             tracing::error!(%error, "SIGINT cannot be watched");

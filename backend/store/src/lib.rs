@@ -9,6 +9,7 @@ mod example;
 mod feature;
 pub mod files;
 mod import;
+pub mod jobs;
 mod picture;
 mod source;
 pub mod testing;

@@ -156,6 +156,7 @@ fn feature(index: u32) -> Answer<Feature> {
         category: summary.category,
         scores: summary.score.iter().cloned().chain([pmi.clone()]).collect(),
         created_at: "2026-11-22".into(),
+        ..Explanation::default()
     });
     let bars = if summary.dead { 0 } else { 24 };
     Ok(Feature {

@@ -2,7 +2,7 @@
 
 use super::concepts::{COLORS, ZONES, zone};
 use super::plan::Plan;
-use super::scene::{PATTERNS, Scene, Style};
+use super::scene::{Drawn, PATTERNS, Scene, Style};
 use super::sprites::Sprites;
 use super::tower::seeds;
 use super::words::SceneWords;
@@ -55,10 +55,36 @@ pub fn scene_picture(
     style: Style,
 ) -> Result<CachePicture> {
     let side = plan.display_side;
-    let grid = plan.vision_config().grid();
     let drawn = scene.draw(sprites, side);
     let webp = encode(&drawn.picture)?;
     let shown = image::load_from_memory(&webp).context("our own WebP")?.to_rgb8();
+    let (masks, objects) = scene_truth(plan, sprites, scene, &drawn);
+    Ok(CachePicture {
+        picture: Picture {
+            id,
+            url: String::new(),
+            width: side as u32,
+            height: side as u32,
+            caption: SceneWords::new(&sprites.concepts, scene).caption(),
+            kind: kind.into(),
+            objects,
+            credit: credit(sprites, scene),
+        },
+        webp,
+        held_out: style == Style::HeldOut,
+        masks,
+        shown,
+    })
+}
+
+/// What every patch of a drawn scene shows, and its objects.
+fn scene_truth(
+    plan: &Plan,
+    sprites: &Sprites,
+    scene: &Scene,
+    drawn: &Drawn,
+) -> (BTreeMap<Truth, Vec<bool>>, Vec<PictureObject>) {
+    let grid = plan.vision_config().grid();
     let mut masks: BTreeMap<Truth, Vec<bool>> = BTreeMap::new();
     let mut add = |truth: Truth, shares: &[f32]| {
         let mask = masks.entry(truth).or_insert_with(|| vec![false; grid * grid]);
@@ -84,7 +110,7 @@ pub fn scene_picture(
             concept: concept.name.clone(),
             color: COLORS[item.color].into(),
             style: sprites.sprites[item.sprite].family.clone(),
-            rect: visible_rect(&drawn.mask, number as u8 + 1, side),
+            rect: visible_rect(&drawn.mask, number as u8 + 1, plan.display_side),
         });
     }
     let behind = drawn.coverage(0, grid);
@@ -100,22 +126,17 @@ pub fn scene_picture(
     );
     add(Truth::new(api::Category::Scene, "empty background"), &behind);
     add_zones(&mut add, grid);
-    Ok(CachePicture {
-        picture: Picture {
-            id,
-            url: String::new(),
-            width: side as u32,
-            height: side as u32,
-            caption: SceneWords::new(&sprites.concepts, scene).caption(),
-            kind: kind.into(),
-            objects,
-            credit: credit(sprites, scene),
-        },
-        webp,
-        held_out: style == Style::HeldOut,
-        masks,
-        shown,
-    })
+    (masks, objects)
+}
+
+/// The masks of a picture of the cache set, from its scene drawn anew; `None` if the picture is not a scene of the set,
+/// or not the one that `sprites` and `plan` give.
+pub fn masks_again(plan: &Plan, sprites: &Sprites, picture: &Picture) -> Option<BTreeMap<Truth, Vec<bool>>> {
+    let number: usize = picture.id.strip_prefix("scene-")?.parse().ok()?;
+    let scene = Scene::random(sprites, plan.cache_style(number), seeds::CACHE + number as u64);
+    let drawn = scene.draw(sprites, plan.display_side);
+    let (masks, objects) = scene_truth(plan, sprites, &scene, &drawn);
+    (objects == picture.objects).then_some(masks)
 }
 
 /// Where in the picture a patch lies is a truth too.
@@ -177,9 +198,16 @@ pub fn cache_set(plan: &Plan, sprites: &Sprites, photographs: &Path) -> Result<V
     Ok(pictures)
 }
 
+impl Plan {
+    /// Which drawings scene number `i` of the cache set may use.
+    fn cache_style(&self, i: usize) -> Style {
+        if i < self.cache_seen { Style::Seen } else { Style::HeldOut }
+    }
+}
+
 fn scenes(plan: &Plan, sprites: &Sprites) -> Result<Vec<CachePicture>> {
     let one = |i: usize| {
-        let style = if i < plan.cache_seen { Style::Seen } else { Style::HeldOut };
+        let style = plan.cache_style(i);
         let scene = Scene::random(sprites, style, seeds::CACHE + i as u64);
         scene_picture(plan, sprites, &scene, format!("scene-{i:05}"), "scene", style)
     };

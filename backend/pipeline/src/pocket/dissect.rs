@@ -153,8 +153,38 @@ pub fn best_match(seen: &[Seen<'_>], frequency: &BTreeMap<Truth, f32>) -> Option
         .into_iter()
         .filter(|(_, gain)| *gain >= most - AS_GOOD)
         .min_by(|a, b| rarity(a.0).total_cmp(&rarity(b.0)).then_with(|| a.0.cmp(b.0)))?;
-    let found = Match { truth: truth.clone(), iou: iou(&measuring, truth), baseline: random_iou(&measuring, truth) };
+    let (iou, baseline) = measure(seen, truth);
+    let found = Match { truth: truth.clone(), iou, baseline };
     (most >= MIN_GAIN && found.iou >= MIN_IOU && gain(found.iou, found.baseline) >= MIN_GAIN).then_some(found)
+}
+
+/// IoU of a truth with the feature's areas, and its random baseline, on the pictures that did not choose the truth.
+pub fn measure(seen: &[Seen<'_>], truth: &Truth) -> (f32, f32) {
+    let measuring: Vec<&Seen<'_>> = seen.iter().skip(1).step_by(2).collect();
+    (iou(&measuring, truth), random_iou(&measuring, truth))
+}
+
+/// A label out of caption words.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CaptionLabel {
+    pub description: String,
+    /// Share of the captions that have the first word.
+    pub share: f32,
+    /// The same over all captions.
+    pub baseline: f32,
+}
+
+/// The words that go with the feature most, as a label. Arguments as in [`words_by_pmi`].
+pub fn caption_label(with: &[&str], count: &BTreeMap<String, usize>, total: usize) -> Option<CaptionLabel> {
+    let words = words_by_pmi(with, count, total);
+    let (first, _) = words.first()?;
+    let has = |caption: &&&str| caption_words(caption).contains(first);
+    let list = words.iter().map(|(word, _)| word.as_str()).collect::<Vec<_>>().join(", ");
+    Some(CaptionLabel {
+        description: format!("pictures with: {list}"),
+        share: with.iter().filter(has).count() as f32 / with.len().max(1) as f32,
+        baseline: count.get(first).copied().unwrap_or_default() as f32 / total.max(1) as f32,
+    })
 }
 
 /// Words of the captions that go with the feature most, by pointwise mutual information.

@@ -367,19 +367,14 @@ fn explain<B: Backend>(
             .take(dissect::PICTURES)
             .map(|firing| cache.pictures[firing.picture].picture.caption.as_str())
             .collect();
-        let words = dissect::words_by_pmi(&captions, &priors.words, cache.pictures.len());
-        let (first, _) = words.first()?;
-        let has = |caption: &&&str| dissect::caption_words(caption).contains(first);
-        let share = captions.iter().filter(has).count() as f32 / captions.len().max(1) as f32;
-        let everywhere = priors.words.get(first).copied().unwrap_or_default() as f32;
-        let list = words.iter().map(|(word, _)| word.as_str()).collect::<Vec<_>>().join(", ");
+        let label = dissect::caption_label(&captions, &priors.words, cache.pictures.len())?;
         let score = Score {
-            value: share,
-            baseline: everywhere / cache.pictures.len() as f32,
+            value: label.share,
+            baseline: label.baseline,
             explanation_score_type_name: "caption share".into(),
             explanation_score_model_name: "captions of the top pictures that have the first word".into(),
         };
-        (format!("pictures with: {list}"), Category::Unknown, "words", "caption words", score)
+        (label.description, Category::Unknown, "words", "caption words", score)
     };
     Some(Explanation {
         id: format!("{index}-{method}"),
@@ -389,6 +384,7 @@ fn explain<B: Backend>(
         category,
         scores: vec![score],
         created_at: provenance.date.clone(),
+        prompt_hash: String::new(),
     })
 }
 

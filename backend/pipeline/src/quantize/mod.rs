@@ -23,6 +23,7 @@ pub use error::QuantizeError;
 pub use folder::read_manifest;
 pub use rows::{Packed, Unfit, dequantize_row, quantize_row};
 pub use shard::sha256_of_file;
+pub use slice::read_filter;
 
 use agreement::Measurement;
 use api::shards::{MANIFEST_FORMAT, SaeManifest, Tier, TierShards};

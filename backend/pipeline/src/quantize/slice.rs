@@ -1,4 +1,4 @@
-//! `--filter`: the latents of a slice, as the paper's code names them: `{"model.layers.24": [5, 17, 3021]}`.
+//! `--filter`: the latents of a slice or a cache, as the paper's code names them: `{"model.layers.24": [5, 17, 3021]}`.
 
 use super::QuantizeError;
 use model::Hook;
@@ -30,7 +30,7 @@ pub fn read_filter(path: &Path, hook_point: &str, latents: usize) -> Result<Vec<
 
 fn chosen(list: &[u64], latents: usize) -> Result<Vec<u32>, String> {
     if list.is_empty() {
-        return Err("no latents are listed; a slice needs at least one".into());
+        return Err("no latents are listed; a filter needs at least one".into());
     }
     let mut chosen = Vec::with_capacity(list.len());
     for &latent in list {

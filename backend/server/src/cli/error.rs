@@ -18,11 +18,31 @@ pub enum CliError {
     #[error("{0}")]
     Model(#[from] model::Error),
     #[error("{0}")]
+    Images(#[from] pipeline::images::ImagesError),
+    #[error("{0}")]
+    Cache(pipeline::cache::CacheError),
+    #[error("{0}")]
     Quantize(#[from] pipeline::quantize::QuantizeError),
+    #[error("{0}")]
+    Train(#[from] pipeline::train::TrainError),
+    #[error("{0}")]
+    Store(#[from] store::StoreError),
+    #[error("{0}")]
+    Interpret(#[from] pipeline::interpret::InterpretError),
     #[error("the answer cannot be written to the standard output: {0}")]
     Stdout(io::Error),
     #[error("this is a bug, please report it with the command and its files: {0}")]
     Bug(String),
+}
+
+impl From<pipeline::cache::CacheError> for CliError {
+    /// The model's errors stay the model's, whichever command they end.
+    fn from(error: pipeline::cache::CacheError) -> Self {
+        match error {
+            pipeline::cache::CacheError::Model(error) => Self::Model(error),
+            other => Self::Cache(other),
+        }
+    }
 }
 
 impl CliError {

@@ -1,4 +1,5 @@
-//! The experiments from the shell: `lmm-scope extract`, `encode`, `steer`, `attribute`, `quantize`.
+//! The experiments from the shell: `lmm-scope extract`, `encode`, `steer`, `attribute`, `cache`, `quantize`,
+//! `train-sae`.
 //!
 //! A command is arguments → checks of everything that is cheap ([`setup`]) → weights → numbers → a file that appears
 //! under its final name when it is whole ([`output`]). Nothing is loaded for a mistake that the flags, `config.json`
@@ -6,31 +7,42 @@
 
 mod args;
 mod attribute;
+mod cache;
 mod device;
 mod encode;
 mod error;
+mod explain;
 mod extract;
 mod features;
+mod jobs;
 mod output;
 mod progress;
 mod provenance;
 mod quantize;
+mod queue;
 mod setup;
 mod steer;
+mod train_sae;
+mod work;
 
 pub use attribute::AttributeArgs;
+pub use cache::CacheArgs;
 pub use encode::EncodeArgs;
 pub use error::CliError;
+pub use explain::ExplainArgs;
 pub use extract::ExtractArgs;
 pub use quantize::QuantizeArgs;
+pub use queue::QueueArgs;
 pub use steer::SteerArgs;
+pub use train_sae::TrainSaeArgs;
+pub use work::WorkArgs;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, set_hook},
     sync::Mutex,
 };
 
-/// Commands that run a model or an SAE once and end.
+/// Commands that run a model or an SAE once and end, and those of the queue of interpretation.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Write the hidden states of a picture and a prompt at a hook point.
@@ -41,8 +53,28 @@ pub enum Command {
     Steer(Box<SteerArgs>),
     /// Say which features speak for an answer and which for another.
     Attribute(Box<AttributeArgs>),
+    /// Run an image set through model and SAE and keep the activations, in shards that any number of processes write.
+    Cache(Box<CacheArgs>),
     /// Write an SAE as browsers fetch it: in pieces, with fewer bits if they like.
     Quantize(Box<QuantizeArgs>),
+    /// Train a TopK SAE on hidden states; what was stopped goes on by the same command.
+    TrainSae(Box<TrainSaeArgs>),
+    /// Put features into the queue of interpretation.
+    Explain(Box<ExplainArgs>),
+    /// Take jobs off the queue and do them; start as many workers as you like.
+    Work(Box<WorkArgs>),
+    /// Look at the queue, limit it, pause it, cancel its jobs, or let dead ones start anew.
+    Queue(Box<QueueArgs>),
+}
+
+impl Command {
+    /// What is logged unless `RUST_LOG` says otherwise: an experiment's stderr is for its one error.
+    pub fn log_level(&self) -> &'static str {
+        match self {
+            Self::Work(_) | Self::TrainSae(_) => "info",
+            _ => "warn",
+        }
+    }
 }
 
 /// Runs one command to its end.
@@ -58,7 +90,12 @@ pub fn run(command: Command) -> Result<(), CliError> {
         Command::Encode(args) => encode::run(&args),
         Command::Steer(args) => steer::run(*args),
         Command::Attribute(args) => attribute::run(*args),
+        Command::Cache(args) => cache::run(*args),
         Command::Quantize(args) => quantize::run(&args),
+        Command::TrainSae(args) => train_sae::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Work(args) => work::run(&args),
+        Command::Queue(args) => queue::run(&args),
     });
     catch_unwind(work).unwrap_or_else(|_| Err(CliError::Bug(first_panic())))
 }

@@ -38,14 +38,33 @@ impl Setup {
     /// # Errors
     /// The first thing that is wrong with the device, the picture, the model's folder or the hook point.
     pub fn check(args: RunArgs) -> Result<Self, CliError> {
-        let ComputeArgs { device, dtype } = args.compute;
-        check_device(device)?;
+        check_device(args.compute.device)?;
         let (hook, flag) = args.hook.named();
         if matches!(hook, Hook::Vision(_)) && args.image.is_none() {
             return Err(CliError::flag(flag, format!("{hook} needs a picture; name one with --image")));
         }
         let (image, picture) = args.image.as_deref().map(read_picture).transpose()?.unzip();
-        let folder = model::hub::checkpoint_folder(&args.model, args.revision.as_deref())?;
+        let chat = args.prompt.prompt.is_some();
+        let text = args.prompt.prompt.or(args.prompt.raw_prompt).unwrap_or_default();
+        let input = PromptInput { text, chat, image };
+        let setup = Self::without_picture(&args.model, args.revision.as_deref(), args.compute, (hook, flag), input)?;
+        Ok(Self { picture, ..setup })
+    }
+
+    /// Of a command that brings its pictures itself.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with the device, the model's folder or the hook point.
+    pub fn without_picture(
+        model: &str,
+        revision: Option<&str>,
+        compute: ComputeArgs,
+        (hook, flag): (Hook, &'static str),
+        input: PromptInput,
+    ) -> Result<Self, CliError> {
+        let ComputeArgs { device, dtype } = compute;
+        check_device(device)?;
+        let folder = model::hub::checkpoint_folder(model, revision)?;
         let config = LlavaNextConfig::load(&folder)?;
         check_hook(hook, flag, &config)?;
         for path in model::weights::checkpoint_files(&folder)? {
@@ -53,10 +72,7 @@ impl Setup {
                 return Err(CliError::file(&path, "the model's weights are missing"));
             }
         }
-        let chat = args.prompt.prompt.is_some();
-        let text = args.prompt.prompt.or(args.prompt.raw_prompt).unwrap_or_default();
-        let input = PromptInput { text, chat, image };
-        Ok(Self { name: model_name(&args.model), folder, config, device, dtype, hook, input, picture })
+        Ok(Self { name: model_name(model), folder, config, device, dtype, hook, input, picture: None })
     }
 
     /// Values per position at the hook point.

@@ -7,6 +7,7 @@ pub mod extract;
 pub mod features;
 mod given;
 pub mod health;
+pub mod jobs;
 pub mod pictures;
 pub mod sources;
 pub mod steer;

@@ -64,6 +64,7 @@ pub fn serve_args(folder: &Path) -> ServeArgs {
     ServeArgs {
         listen: None,
         database: Some("sqlite::memory:".into()),
+        queue: None,
         artifacts: folder.to_owned(),
         site: Some(folder.join("site")),
         public: folder.join("public"),

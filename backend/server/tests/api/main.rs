@@ -7,6 +7,7 @@ mod common;
 mod encode;
 mod engine;
 mod extract;
+mod jobs;
 mod pages;
 mod read;
 mod refused;

@@ -48,6 +48,11 @@ impl Place {
 
     /// Runs `lmm-scope` here. Words are apart by spaces; `~` is a space within a word.
     pub fn run(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    /// What [`Self::run`] runs, not yet started.
+    pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lmm-scope"));
         for (name, _) in std::env::vars_os() {
             let settings = name.to_string_lossy().starts_with("LMM_SCOPE_");
@@ -56,7 +61,8 @@ impl Place {
             }
         }
         let words = line.split_whitespace().map(|word| word.replace('~', " "));
-        command.args(words).current_dir(self.path()).env("HF_HUB_OFFLINE", "1").output().unwrap()
+        command.args(words).current_dir(self.path()).env("HF_HUB_OFFLINE", "1");
+        command
     }
 
     /// Standard output of a run that must go well and say nothing else.

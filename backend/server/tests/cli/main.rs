@@ -1,9 +1,13 @@
 //! The experiments' commands from outside: what they write, and what they say about input that is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
 
+mod cache;
+mod cache_killed;
 mod common;
 mod contracts;
 mod damaged;
 mod flags;
 mod memory;
 mod quantize;
+mod train_sae;
+mod queue;

@@ -4,7 +4,7 @@ use arrow_array::{
     Array, ArrayRef, ArrowPrimitiveType, BinaryArray, BooleanArray, GenericListArray, PrimitiveArray, RecordBatch,
     StringArray,
     builder::{ListBuilder, PrimitiveBuilder, StringBuilder},
-    types::{Float32Type, UInt16Type, UInt32Type},
+    types::{Float32Type, UInt16Type, UInt32Type, UInt64Type},
 };
 use half::f16;
 use serde::{Serialize, de::DeserializeOwned};
@@ -18,6 +18,10 @@ pub(super) fn strings<'a>(values: impl Iterator<Item = &'a str>) -> ArrayRef {
 
 pub(super) fn u32s(values: impl Iterator<Item = u32>) -> ArrayRef {
     Arc::new(PrimitiveArray::<UInt32Type>::from_iter_values(values))
+}
+
+pub(super) fn u64s(values: impl Iterator<Item = u64>) -> ArrayRef {
+    Arc::new(PrimitiveArray::<UInt64Type>::from_iter_values(values))
 }
 
 pub(super) fn f32s(values: impl Iterator<Item = f32>) -> ArrayRef {
@@ -97,6 +101,10 @@ impl Row<'_> {
 
     pub fn u32(&self, name: &str) -> Result<u32, String> {
         Ok(self.cell::<PrimitiveArray<UInt32Type>>(name)?.value(self.index))
+    }
+
+    pub fn u64(&self, name: &str) -> Result<u64, String> {
+        Ok(self.cell::<PrimitiveArray<UInt64Type>>(name)?.value(self.index))
     }
 
     pub fn f32(&self, name: &str) -> Result<f32, String> {

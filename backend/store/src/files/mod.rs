@@ -5,22 +5,28 @@
 //! wire types' names. Writers go through a temporary name, sync it, and rename it, so that a file is either the old
 //! one or the new one, never half of one.
 
+pub mod activations;
 mod column;
 pub mod examples;
 pub mod features;
+pub mod image_list;
 pub mod pictures;
 pub mod samples;
 pub mod sprites;
 pub(crate) mod table;
 pub mod texts;
+pub mod training;
 
+pub use activations::{Activation, ActivationFile, write_activations};
 pub use examples::{ExampleRow, read_examples, write_examples};
 pub use features::{FeatureRow, read_features, write_features};
+pub use image_list::{ImageListWriter, ImageRow, ImageRows, read_image_rows};
 pub use pictures::{PictureRow, read_pictures, write_pictures};
 pub use samples::{SampleRow, read_samples, write_samples};
 pub use sprites::{SpriteRow, read_sprites, write_sprites};
 pub use table::{FileError, write_atomically};
 pub use texts::{TextRow, read_texts, write_texts};
+pub use training::{TrainingRow, read_training, write_training};
 
 /// File names inside an artefact folder.
 pub mod names {
@@ -31,6 +37,8 @@ pub mod names {
     pub const PICTURES: &str = "pictures.parquet";
     pub const SAMPLES: &str = "samples.parquet";
     pub const SPRITES: &str = "sprites.parquet";
+    /// The log of an SAE's training.
+    pub const TRAINING_LOG: &str = "log.parquet";
     /// Everything [`crate::Store::import_artifacts`] reads, in reading order.
     pub const IMPORTED: [&str; 6] = [SOURCE, FEATURES, EXAMPLES, TEXTS, PICTURES, SAMPLES];
 }

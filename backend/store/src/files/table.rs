@@ -9,13 +9,14 @@ use parquet::{
     },
     basic::{Compression, Encoding},
     errors::ParquetError,
-    file::properties::WriterProperties,
+    file::{metadata::ParquetMetaData, properties::WriterProperties},
     schema::types::ColumnPath,
 };
 use std::{
     fmt::Display,
     fs::{self, File},
     io,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -85,20 +86,54 @@ pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut File) -> Result<(), 
 }
 
 pub(super) fn write<T: Table>(path: &Path, rows: &[T]) -> Result<(), FileError> {
-    let corrupt = |error: &dyn Display| FileError::corrupt(path, &error);
-    let batch_of = |rows: &[T]| {
-        let columns = T::columns(rows).map_err(|error| corrupt(&error))?;
-        RecordBatch::try_from_iter(columns).map_err(|error| corrupt(&error))
-    };
     write_atomically(path, |file| {
-        let schema = batch_of(&[])?.schema();
-        let mut writer =
-            ArrowWriter::try_new(file, schema, Some(properties::<T>())).map_err(|error| write_error(path, error))?;
+        let mut writer = open_writer::<T>(path, file)?;
         for rows in rows.chunks(ROWS_PER_BATCH) {
-            writer.write(&batch_of(rows)?).map_err(|error| write_error(path, error))?;
+            writer.write(&batch_of(path, rows)?).map_err(|error| write_error(path, error))?;
         }
         writer.close().map(drop).map_err(|error| write_error(path, error))
     })
+}
+
+fn batch_of<T: Table>(path: &Path, rows: &[T]) -> Result<RecordBatch, FileError> {
+    let columns = T::columns(rows).map_err(|error| FileError::corrupt(path, &error))?;
+    RecordBatch::try_from_iter(columns).map_err(|error| FileError::corrupt(path, &error))
+}
+
+fn open_writer<'f, T: Table>(path: &Path, file: &'f mut File) -> Result<ArrowWriter<&'f mut File>, FileError> {
+    let schema = batch_of::<T>(path, &[])?.schema();
+    ArrowWriter::try_new(file, schema, Some(properties::<T>())).map_err(|error| write_error(path, error))
+}
+
+/// Writes rows as they come, a batch of them in memory.
+pub(super) struct RowWriter<'f, T> {
+    path: PathBuf,
+    writer: ArrowWriter<&'f mut File>,
+    pending: Vec<T>,
+}
+
+impl<'f, T: Table> RowWriter<'f, T> {
+    /// `path` is what errors name.
+    pub(super) fn new(path: &Path, file: &'f mut File) -> Result<Self, FileError> {
+        let writer = open_writer::<T>(path, file)?;
+        Ok(Self { path: path.to_owned(), writer, pending: Vec::with_capacity(ROWS_PER_BATCH) })
+    }
+
+    pub(super) fn push(&mut self, row: T) -> Result<(), FileError> {
+        self.pending.push(row);
+        if self.pending.len() < ROWS_PER_BATCH { Ok(()) } else { self.flush() }
+    }
+
+    pub(super) fn finish(mut self) -> Result<(), FileError> {
+        self.flush()?;
+        self.writer.close().map(drop).map_err(|error| write_error(&self.path, error))
+    }
+
+    fn flush(&mut self) -> Result<(), FileError> {
+        let batch = batch_of(&self.path, &self.pending)?;
+        self.pending.clear();
+        self.writer.write(&batch).map_err(|error| write_error(&self.path, error))
+    }
 }
 
 fn properties<T: Table>() -> WriterProperties {
@@ -115,7 +150,7 @@ fn properties<T: Table>() -> WriterProperties {
     properties.build()
 }
 
-fn write_error(path: &Path, error: ParquetError) -> FileError {
+pub(super) fn write_error(path: &Path, error: ParquetError) -> FileError {
     match error {
         ParquetError::External(cause) => match cause.downcast::<io::Error>() {
             Ok(cause) => FileError::io(path, *cause),
@@ -148,6 +183,33 @@ impl<T: Table> Rows<T> {
             .map_err(|error| FileError::corrupt(path, &error))?;
         Ok(Self { path: path.to_owned(), batches, row: std::marker::PhantomData })
     }
+
+    /// Only the rows with these numbers; other row groups are not touched.
+    pub(crate) fn open_range(path: &Path, rows: Range<usize>) -> Result<Self, FileError> {
+        let file = File::open(path).map_err(|error| FileError::io(path, error))?;
+        let corrupt = |error: ParquetError| FileError::corrupt(path, &error);
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(corrupt)?;
+        let (groups, before) = covering(builder.metadata(), &rows);
+        let builder = builder.with_row_groups(groups).with_offset(rows.start.saturating_sub(before));
+        let batches = builder.with_limit(rows.len()).with_batch_size(ROWS_PER_BATCH).build().map_err(corrupt)?;
+        Ok(Self { path: path.to_owned(), batches, row: std::marker::PhantomData })
+    }
+}
+
+/// The row groups that hold some of `rows`, and how many rows come before the first of them.
+fn covering(metadata: &ParquetMetaData, rows: &Range<usize>) -> (Vec<usize>, usize) {
+    let (mut groups, mut before, mut start) = (Vec::new(), rows.start, 0);
+    for (number, group) in metadata.row_groups().iter().enumerate() {
+        let end = start + usize::try_from(group.num_rows()).unwrap_or_default();
+        if start < rows.end && end > rows.start {
+            if groups.is_empty() {
+                before = start;
+            }
+            groups.push(number);
+        }
+        start = end;
+    }
+    (groups, before)
 }
 
 impl<T: Table> Iterator for Rows<T> {

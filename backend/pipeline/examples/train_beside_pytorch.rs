@@ -1,0 +1,113 @@
+//! Our SAE training beside PyTorch's, on the same hidden states and the same number of tokens: `make bench-train`.
+//!
+//! `train_beside_pytorch [FOLDER]` reads hidden states as `lmm-scope train-sae` does; without a folder it makes some
+//! with the pocket model. `PYTHON` names a Python with `torch` and `safetensors`. One side trains after the other, each
+//! with all cores; FVU is the mean of the last tenth of the steps.
+
+use anyhow::{Context, Result, bail};
+use half::f16;
+use model::{Cpu, Dtype, LlavaNext, LlavaNextConfig};
+use pipeline::pocket::conversation::Writer;
+use pipeline::pocket::plan::{Plan, Size};
+use pipeline::pocket::sae::HiddenStates;
+use pipeline::pocket::sprites::Sprites;
+use pipeline::train::{HiddenShards, Settings, TrainOptions, train};
+use safetensors::tensor::TensorView;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+use store::files::names;
+
+/// Hidden states that are made, and the sizes of the pocket SAE.
+const TOKENS: usize = 400_000;
+const BATCH: usize = 2048;
+const EXPANSION: usize = 16;
+const K: usize = 32;
+/// Early enough for AuxK to have its share of the time.
+const DEAD_TOKENS: u64 = 100_000;
+
+/// What one side found.
+struct Side {
+    fvu: f64,
+    tokens_per_second: f64,
+}
+
+fn main() -> Result<()> {
+    let temporary = tempfile::tempdir()?;
+    let hidden = match std::env::args_os().nth(1) {
+        Some(folder) => PathBuf::from(folder),
+        None => pocket_hidden_states(temporary.path())?,
+    };
+    let shards = HiddenShards::open(&hidden)?;
+    let latents = shards.d_model() * EXPANSION;
+    let mut settings = Settings::new(&shards, latents, K, BATCH);
+    settings.dead_tokens = DEAD_TOKENS;
+    let (steps, d) = (settings.steps(), shards.d_model());
+    println!("{steps} steps of {BATCH} tokens, {d} → {latents}, k = {K}, AuxK and MultiTopK");
+    let ours = our_side(&shards, &settings, &temporary.path().join("ours"))?;
+    println!("\n| | FVU | tokens/s |\n|---|---:|---:|");
+    println!("| ours | {:.4} | {:.0} |", ours.fvu, ours.tokens_per_second);
+    let torch = torch_side(&hidden, &settings)?;
+    println!("| PyTorch | {:.4} | {:.0} |", torch.fvu, torch.tokens_per_second);
+    let (fvu, pace) = (ours.fvu / torch.fvu, ours.tokens_per_second / torch.tokens_per_second);
+    println!("| ours / PyTorch's | {fvu:.3} | {pace:.2} |");
+    Ok(())
+}
+
+/// Scenes with words, scenes alone and texts through the pocket model, at the hook point of its SAE.
+fn pocket_hidden_states(folder: &Path) -> Result<PathBuf> {
+    let pocket = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../public/pocket");
+    let (plan, device) = (Plan::new(Size::Full), Default::default());
+    let model = pocket.join("model");
+    let config = LlavaNextConfig::load(&model)?;
+    let net: LlavaNext<Cpu> = LlavaNext::load(&config, &model, &device, Dtype::F32)?;
+    let sprites = Sprites::load(&pocket.join(names::SPRITES))?;
+    let writer = Writer::load(&model)?;
+    let states = HiddenStates { net: &net, plan: &plan, sprites: &sprites, writer: &writer, device: &device };
+    let d = config.text_config.hidden_size;
+    println!("hidden states of the pocket model at {}: {TOKENS} tokens", plan.hook_point());
+    let mut bytes = Vec::with_capacity(TOKENS * d * 2);
+    for seed in 0.. {
+        let left = TOKENS * d - bytes.len() / 2;
+        if left == 0 {
+            break;
+        }
+        let batch = states.batch(seed);
+        bytes.extend(batch.iter().take(left).flat_map(|value| f16::from_f32(*value).to_le_bytes()));
+    }
+    let hidden = folder.join("hidden");
+    std::fs::create_dir_all(&hidden)?;
+    let view = TensorView::new(safetensors::Dtype::F16, vec![TOKENS, d], &bytes)?;
+    std::fs::write(hidden.join("hidden-00000.safetensors"), safetensors::serialize([("hidden", view)], None)?)?;
+    Ok(hidden)
+}
+
+fn our_side(shards: &HiddenShards, settings: &Settings, out: &Path) -> Result<Side> {
+    let begun = Instant::now();
+    let options = TrainOptions { out: out.to_path_buf(), save_every: 1000 };
+    let trained = train(shards, settings, &options, &mut |_| {})?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let last = &trained.log[trained.log.len() - trained.log.len().div_ceil(10)..];
+    let fvu = last.iter().map(|row| f64::from(row.fvu)).sum::<f64>() / last.len() as f64;
+    Ok(Side { fvu, tokens_per_second: (settings.steps() * BATCH as u64) as f64 / seconds })
+}
+
+fn torch_side(hidden: &Path, settings: &Settings) -> Result<Side> {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let output = Command::new(&python)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/train_reference.py"))
+        .arg(hidden)
+        .args(["--latents", &settings.latents.to_string(), "--k", &settings.k.to_string()])
+        .args(["--tokens", &settings.tokens.to_string(), "--batch-tokens", &BATCH.to_string()])
+        .args(["--dead-tokens", &DEAD_TOKENS.to_string()])
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("starting {python}; PYTHON=… names a Python with torch and safetensors"))?;
+    if !output.status.success() {
+        bail!("the PyTorch side failed; PYTHON=… names a Python with torch and safetensors");
+    }
+    let answer: Value = serde_json::from_slice(&output.stdout).context("the answer of the PyTorch side")?;
+    let number = |name: &str| answer[name].as_f64().with_context(|| format!("the PyTorch side does not say `{name}`"));
+    Ok(Side { fvu: number("fvu")?, tokens_per_second: number("tokens_per_second")? })
+}

@@ -1,0 +1,167 @@
+//! A larger model behind an OpenAI-compatible server (vLLM, SGLang, others) explains, refines and categorises.
+//!
+//! The prompts are `backend/pipeline/prompts/*.md`; their hash is part of every job and explanation. Instructions come
+//! first and never change, so that a server's prefix cache has them; the pictures come after them.
+
+mod answer;
+mod client;
+
+use super::{Answer, Identity, InterpretError, Interpreter, Pending, Task, masked, prompt_hash};
+use answer::Step;
+use api::JobKind;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use client::{Client, Failure};
+use serde_json::{Value, json};
+use std::time::Duration;
+use store::jobs::{Outcome, Usage};
+
+/// Tokens that an answer may have.
+const MAX_TOKENS: u32 = 300;
+
+/// What serves the model; they differ in what they want to see.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Engine {
+    /// Start it with `--limit-mm-per-prompt` of at least the pictures per request.
+    #[default]
+    Vllm,
+    /// Several pictures are announced as `multi-images`.
+    Sglang,
+    /// Any other; as the OpenAI API is documented.
+    Other,
+}
+
+/// Where the model is and how it is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenAiConfig {
+    /// Up to and with the version: `http://127.0.0.1:8000/v1`.
+    pub url: String,
+    /// The model's name, as the server has it.
+    pub model: String,
+    pub key: Option<String>,
+    pub engine: Engine,
+    /// Pictures that one explanation looks at; the paper has 5.
+    pub pictures: usize,
+    pub timeout: Duration,
+}
+
+/// An interpreter behind HTTP.
+pub struct OpenAi {
+    identity: Identity,
+    config: OpenAiConfig,
+    client: Client,
+}
+
+impl OpenAi {
+    /// # Errors
+    /// When the address is none.
+    pub fn new(config: OpenAiConfig) -> Result<Self, InterpretError> {
+        let client = Client::new(&config)?;
+        let settings = format!("pictures {}, {}, tokens {MAX_TOKENS}", config.pictures, masked::settings());
+        let prompts = Step::ALL.map(Step::prompt);
+        let identity = Identity {
+            name: config.model.clone(),
+            prompt_hash: prompt_hash(&[prompts[0], prompts[1], prompts[2], &settings]),
+            endpoint: client.endpoint(),
+        };
+        Ok(Self { identity, config, client })
+    }
+
+    async fn ask(&self, task: &Task) -> Result<Answer, InterpretError> {
+        let never = |reason: String| InterpretError::Never { reason, usage: Usage::default() };
+        let step = Step::of(task.kind).ok_or_else(|| never(format!("no step `{}`", task.kind.as_str())))?;
+        let content = match step {
+            Step::Explain => self.parts(task).map_err(never)?,
+            Step::Refine | Step::Categorise => {
+                let said = task.said.as_ref().ok_or_else(|| never("there is no explanation to work on".into()))?;
+                Value::from(said.description.as_str())
+            }
+        };
+        let mut usage = Usage::default();
+        // With a schema first. A server that does not know schemas, or a model that breaks out of one, gets a second
+        // chance without: the prompt says what to answer.
+        let mut reason = String::new();
+        for schema in [true, false] {
+            let reply = match self.client.chat(&self.body(step, &content, schema)).await {
+                Ok(reply) => reply,
+                Err(Failure::Refused { reason: said }) if schema => {
+                    reason = said;
+                    continue;
+                }
+                Err(failure) => return Err(failure.into_error(usage)),
+            };
+            usage.input_tokens += reply.usage.input_tokens;
+            usage.output_tokens += reply.usage.output_tokens;
+            match step.read(&reply.text) {
+                Ok(outcome) => return Ok(Answer { outcome: self.signed(outcome), usage }),
+                Err(wrong) => reason = wrong,
+            }
+        }
+        Err(InterpretError::Never { reason, usage })
+    }
+
+    /// The masked pictures, strongest first.
+    fn parts(&self, task: &Task) -> Result<Value, String> {
+        if task.pictures.is_empty() {
+            return Err("the feature fires on no picture".into());
+        }
+        let mut parts = vec![json!({ "type": "text", "text": format!("{} pictures:", task.pictures.len()) })];
+        for (picture, example) in task.pictures.iter().zip(&task.examples) {
+            let png = masked::masked_png(picture, example)
+                .map_err(|error| format!("picture {}: {error}", example.image.picture.id))?;
+            let url = format!("data:image/png;base64,{}", STANDARD.encode(png));
+            let mut part = json!({ "type": "image_url", "image_url": { "url": url } });
+            if self.config.engine == Engine::Sglang && task.pictures.len() > 1 {
+                part["modalities"] = "multi-images".into();
+            }
+            parts.push(part);
+        }
+        Ok(Value::Array(parts))
+    }
+
+    fn body(&self, step: Step, content: &Value, schema: bool) -> Value {
+        let mut body = json!({
+            "model": self.config.model,
+            "temperature": 0,
+            "max_tokens": MAX_TOKENS,
+            "messages": [
+                { "role": "system", "content": step.prompt() },
+                { "role": "user", "content": content },
+            ],
+        });
+        if schema {
+            body["response_format"] = json!({
+                "type": "json_schema",
+                "json_schema": { "name": step.kind().as_str(), "strict": true, "schema": step.schema() },
+            });
+        }
+        body
+    }
+
+    /// An explanation's author is the model.
+    fn signed(&self, outcome: Outcome) -> Outcome {
+        match outcome {
+            Outcome::Explained { description, category, type_name, .. } => {
+                Outcome::Explained { description, category, type_name, author: self.config.model.clone() }
+            }
+            other => other,
+        }
+    }
+}
+
+impl Interpreter for OpenAi {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn steps(&self) -> &[JobKind] {
+        &[JobKind::Explain, JobKind::Refine, JobKind::Categorise]
+    }
+
+    fn pictures(&self) -> usize {
+        self.config.pictures
+    }
+
+    fn interpret<'a>(&'a self, task: &'a Task) -> Pending<'a> {
+        Box::pin(self.ask(task))
+    }
+}

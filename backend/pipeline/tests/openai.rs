@@ -1,0 +1,279 @@
+//! The larger model's interpreter against a server that speaks the protocol strictly: what vLLM would refuse, it
+//! refuses.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
+
+use api::{Activation, ActivationImage, Category, Explanation, JobKind};
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use pipeline::interpret::{Engine, InterpretError, Interpreter, OpenAi, OpenAiConfig, Task, Worker};
+use serde_json::{Value, json};
+use std::{
+    collections::VecDeque,
+    io::Cursor,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use store::{
+    Store,
+    jobs::{BULK, Outcome, Queue, Usage},
+    testing::{Artifacts, small_source},
+};
+use tokio::sync::watch;
+
+const MODEL: &str = "some/vision-model";
+const KEY: &str = "secret";
+const MOST_PICTURES: usize = 5;
+
+/// What the server says next instead of a good answer.
+#[derive(Debug, Clone, Copy)]
+enum Mood {
+    Says(&'static str),
+    Refuses(u16),
+}
+
+#[derive(Clone, Default)]
+struct Double {
+    moods: Arc<Mutex<VecDeque<Mood>>>,
+    /// Bodies of all requests that were in order.
+    seen: Arc<Mutex<Vec<Value>>>,
+    engine_is_sglang: bool,
+}
+
+fn refuse(status: u16, why: &str) -> Response {
+    let status = StatusCode::from_u16(status).unwrap();
+    let body = json!({ "object": "error", "message": why, "type": "BadRequestError", "code": status.as_u16() });
+    (status, [("retry-after", "7")], Json(body)).into_response()
+}
+
+async fn chat(State(double): State<Double>, headers: HeaderMap, Json(body): Json<Value>) -> Response {
+    if headers.get("authorization").is_none_or(|value| value != format!("Bearer {KEY}").as_str()) {
+        return refuse(401, "Unauthorized");
+    }
+    if let Err(why) = check(&body, double.engine_is_sglang) {
+        return refuse(400, &why);
+    }
+    if body["model"] != MODEL {
+        return refuse(404, "The model does not exist.");
+    }
+    double.seen.lock().unwrap().push(body.clone());
+    let mood = double.moods.lock().unwrap().pop_front();
+    let text = match mood {
+        Some(Mood::Refuses(status)) => return refuse(status, "not now"),
+        Some(Mood::Says(text)) => text,
+        None => match body["messages"][0]["content"].as_str().unwrap() {
+            prompt if prompt.contains("\"explanation\"") => "{\"explanation\": \"a cat that sits on a table\"}",
+            prompt if prompt.contains("\"label\"") => "{\"label\": \"sitting cat\"}",
+            _ => "{\"category\": \"object\"}",
+        },
+    };
+    Json(json!({
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": MODEL,
+        "choices": [{ "index": 0, "finish_reason": "stop", "message": { "role": "assistant", "content": text } }],
+        "usage": { "prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110 },
+    }))
+    .into_response()
+}
+
+/// What is wrong with a request.
+fn check(body: &Value, sglang: bool) -> Result<(), String> {
+    let known = ["model", "messages", "temperature", "max_tokens", "response_format"];
+    let fields = body.as_object().ok_or("not an object")?;
+    if let Some(field) = fields.keys().find(|field| !known.contains(&field.as_str())) {
+        return Err(format!("extra field {field}"));
+    }
+    if !body["max_tokens"].as_u64().is_some_and(|tokens| tokens > 0) || body["temperature"] != 0 {
+        return Err("max_tokens or temperature".into());
+    }
+    if let Some(format) = fields.get("response_format") {
+        let schema = &format["json_schema"]["schema"];
+        let named = format["json_schema"]["name"].is_string();
+        if format["type"] != "json_schema" || !named || schema["type"] != "object" || !schema["required"].is_array() {
+            return Err("response_format".into());
+        }
+    }
+    let messages = body["messages"].as_array().ok_or("messages")?;
+    let roles: Vec<&str> = messages.iter().filter_map(|message| message["role"].as_str()).collect();
+    if roles != ["system", "user"] || !messages[0]["content"].is_string() {
+        return Err(format!("roles {roles:?}"));
+    }
+    let Some(parts) = messages[1]["content"].as_array() else {
+        return if messages[1]["content"].is_string() { Ok(()) } else { Err("content".into()) };
+    };
+    let pictures: Vec<&Value> = parts.iter().filter(|part| part["type"] == "image_url").collect();
+    if pictures.len() > MOST_PICTURES {
+        return Err(format!("At most {MOST_PICTURES} image(s) may be provided in one request."));
+    }
+    for part in &pictures {
+        let several = part.get("modalities").is_some_and(|modalities| modalities == "multi-images");
+        if several != (sglang && pictures.len() > 1) {
+            return Err("modalities".into());
+        }
+        let url = part["image_url"]["url"].as_str().ok_or("image_url")?;
+        let base64 = url.strip_prefix("data:image/png;base64,").ok_or("not a PNG")?;
+        let bytes = STANDARD.decode(base64).map_err(|error| error.to_string())?;
+        image::load_from_memory_with_format(&bytes, ImageFormat::Png).map_err(|error| error.to_string())?;
+    }
+    let others = parts.iter().filter(|part| part["type"] != "image_url");
+    others.map(|part| part["text"].as_str().map(drop).ok_or_else(|| "a part that is neither".to_owned())).collect()
+}
+
+/// The double's address.
+async fn serve(double: Double) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let routes = Router::new().route("/v1/chat/completions", post(chat));
+    let app = routes.layer(DefaultBodyLimit::max(16 << 20)).with_state(double);
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    format!("http://{address}/v1")
+}
+
+fn config(url: String) -> OpenAiConfig {
+    OpenAiConfig {
+        url,
+        model: MODEL.into(),
+        key: Some(KEY.into()),
+        engine: Engine::Vllm,
+        pictures: MOST_PICTURES,
+        timeout: Duration::from_secs(10),
+    }
+}
+
+async fn interpreter(double: &Double) -> OpenAi {
+    OpenAi::new(config(serve(double.clone()).await)).unwrap()
+}
+
+fn webp() -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    let picture = RgbImage::from_fn(32, 32, |x, y| Rgb([x as u8 * 8, y as u8 * 8, 90]));
+    DynamicImage::ImageRgb8(picture).write_to(&mut bytes, ImageFormat::WebP).unwrap();
+    bytes.into_inner()
+}
+
+fn task(kind: JobKind) -> Task {
+    let example = Activation {
+        image: ActivationImage { grid: [2, 2], ..ActivationImage::default() },
+        feature_acts_indices: vec![0, 3],
+        feature_acts_values: vec![4.0, 0.5],
+        max_value: 4.0,
+        ..Activation::default()
+    };
+    let said = Explanation { description: "a cat that sits on a table".into(), ..Explanation::default() };
+    Task { kind, examples: vec![example; 3], pictures: vec![webp(); 3], said: Some(said), ..Task::default() }
+}
+
+#[tokio::test]
+async fn every_step_is_asked_strictly_and_read() {
+    let double = Double::default();
+    let interpreter = interpreter(&double).await;
+    let usage = Usage { input_tokens: 100, output_tokens: 10 };
+    let answer = interpreter.interpret(&task(JobKind::Explain)).await.unwrap();
+    let Outcome::Explained { description, author, .. } = &answer.outcome else { panic!("{answer:?}") };
+    assert_eq!((description.as_str(), author.as_str()), ("a cat that sits on a table", MODEL));
+    assert_eq!(answer.usage, usage);
+    let refined = interpreter.interpret(&task(JobKind::Refine)).await.unwrap().outcome;
+    assert_eq!(refined, Outcome::Refined { label: "sitting cat".into() });
+    let filed = interpreter.interpret(&task(JobKind::Categorise)).await.unwrap().outcome;
+    assert_eq!(filed, Outcome::Categorised { category: Category::Object });
+    let seen = double.seen.lock().unwrap().clone();
+    assert!(seen.iter().all(|body| body["response_format"].is_object()), "asked without a schema first");
+    assert_eq!(seen[0]["messages"][1]["content"].as_array().unwrap().len(), 4, "a line and three pictures");
+    assert_eq!(seen[1]["messages"][1]["content"], "a cat that sits on a table");
+}
+
+#[tokio::test]
+async fn sglang_is_told_of_several_pictures() {
+    let double = Double { engine_is_sglang: true, ..Double::default() };
+    let url = serve(double).await;
+    let sglang = OpenAi::new(OpenAiConfig { engine: Engine::Sglang, ..config(url.clone()) }).unwrap();
+    sglang.interpret(&task(JobKind::Explain)).await.unwrap();
+    let wrong = OpenAi::new(config(url)).unwrap();
+    assert!(wrong.interpret(&task(JobKind::Explain)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_wrong_answer_gets_one_more_chance_without_a_schema() {
+    let double = Double::default();
+    let interpreter = interpreter(&double).await;
+    for first in [Mood::Says("The pictures show cats."), Mood::Refuses(400)] {
+        double.seen.lock().unwrap().clear();
+        double.moods.lock().unwrap().push_back(first);
+        let answer = interpreter.interpret(&task(JobKind::Refine)).await.unwrap();
+        assert_eq!(answer.outcome, Outcome::Refined { label: "sitting cat".into() });
+        let asked = if matches!(first, Mood::Says(_)) { 2 } else { 1 };
+        assert_eq!(answer.usage.input_tokens, asked * 100, "what the wrong answer took counts");
+        let seen = double.seen.lock().unwrap().clone();
+        assert_eq!(seen.iter().map(|body| body["response_format"].is_object()).collect::<Vec<_>>(), [true, false]);
+    }
+    double.moods.lock().unwrap().extend([Mood::Says("cats"), Mood::Says("still cats")]);
+    let error = interpreter.interpret(&task(JobKind::Refine)).await.unwrap_err();
+    let InterpretError::Never { reason, usage } = error else { panic!("{error}") };
+    assert!(reason.contains("still cats") && usage.input_tokens == 200, "{reason} {usage:?}");
+}
+
+#[tokio::test]
+async fn a_busy_server_is_asked_again_and_a_closed_one_is_not() {
+    let double = Double::default();
+    let url = serve(double.clone()).await;
+    let interpreter = OpenAi::new(config(url.clone())).unwrap();
+    for status in [429, 500, 503] {
+        double.moods.lock().unwrap().push_back(Mood::Refuses(status));
+        let error = interpreter.interpret(&task(JobKind::Refine)).await.unwrap_err();
+        let InterpretError::Again { after, reason, .. } = error else { panic!("{status}: {error}") };
+        assert!(after == Duration::from_secs(7) && reason.contains(&status.to_string()), "{reason}");
+    }
+    for wrong in [
+        OpenAiConfig { key: None, ..config(url.clone()) },
+        OpenAiConfig { model: "another/model".into(), ..config(url) },
+    ] {
+        let error = OpenAi::new(wrong).unwrap().interpret(&task(JobKind::Refine)).await.unwrap_err();
+        assert!(matches!(error, InterpretError::Never { .. }), "{error}");
+    }
+    let nobody = OpenAi::new(config("http://127.0.0.1:1/v1".into())).unwrap();
+    let error = nobody.interpret(&task(JobKind::Refine)).await.unwrap_err();
+    assert!(matches!(error, InterpretError::Again { .. }), "{error}");
+    for address in ["", "127.0.0.1:8000", "ftp://host/v1"] {
+        assert!(OpenAi::new(config(address.into())).is_err(), "{address}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_takes_features_from_pictures_to_filed_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    Artifacts::new(small_source(), &webp()).write(folder.path()).unwrap();
+    let store = Store::open("sqlite::memory:").await.unwrap();
+    store.import_artifacts(folder.path()).await.unwrap();
+    let source = store.find_source("tiny", "1-res-12").await.unwrap().unwrap();
+    let queue = Queue::of_store(&store);
+    let double = Double::default();
+    let interpreter = Arc::new(interpreter(&double).await);
+    let assignment = interpreter.identity().assignment(&source.source);
+    queue.enqueue(&assignment, JobKind::Explain, &[0, 1, 2], BULK).await.unwrap();
+    // Feature 1's explanation is that there is none: nothing follows.
+    double
+        .moods
+        .lock()
+        .unwrap()
+        .extend([Mood::Says("{\"explanation\": \"cats\"}"), Mood::Says("{\"explanation\": null}")]);
+    let (_stop, stopped) = watch::channel(false);
+    let worker = Worker::new(store, queue.clone(), source.clone(), interpreter);
+    let tally = worker.run(1, true, &stopped).await;
+    assert_eq!((tally.done, tally.failed, tally.lost), (3 + 2 * 2, 0, 0), "{tally:?}");
+    assert_eq!((tally.input_tokens, tally.output_tokens), (700, 70));
+    let found = queue.list_explanations(&source.source, &[0, 1, 2]).await.unwrap();
+    assert_eq!(found.keys().copied().collect::<Vec<_>>(), [0, 2]);
+    for said in found.values() {
+        let [said] = said.as_slice() else { panic!("{said:?}") };
+        assert_eq!((said.description.as_str(), said.category), ("sitting cat", Category::Object));
+        assert_eq!((said.type_name.as_str(), said.explanation_model_name.as_str()), ("lmm", MODEL));
+    }
+    let status = queue.list_endpoints().await.unwrap().remove(0);
+    assert_eq!((status.done, status.input_tokens, status.output_tokens), (7, 700, 70));
+    assert!(status.name.starts_with("127.0.0.1:"), "{}", status.name);
+}
