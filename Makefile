@@ -18,10 +18,10 @@ SERVE ?=
 # $(call phase,name,command): says what runs and how long it took.
 phase = @begun=$$SECONDS; printf '\n\033[1m▶ %s\033[0m\n' '$(1)' && $(2) && printf '✓ %s: %d s\n' '$(1)' $$((SECONDS - begun))
 
-.PHONY: help demo test journeys bench bench-train check fmt clean screenshots
+.PHONY: help demo test test-full-size journeys bench bench-train check fmt clean screenshots
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## build everything and open the pocket demo on http://127.0.0.1:8080
 	@cargo build --workspace --bins
@@ -37,6 +37,12 @@ test: ## everything: format, clippy (with CUDA), native tests, journeys and kern
 	$(call phase,tests,LMM_SCOPE_BIN="$(BIN)/lmm-scope" cargo nextest run --workspace)
 	$(call phase,kernels in Chromium,$(WASM_TESTS))
 	$(call phase,clippy,cargo clippy --workspace --all-targets --features server/cuda $(STYLE))
+
+test-full-size: ## an SAE of 131,072 × 4,096 in headless Chromium: memory, and the CPU twin's answer; takes 4 GB of disk
+	$(call phase,build,cargo build --workspace --bins --examples --tests)
+	$(call phase,setup,"$(BIN)/xtask" setup)
+	$(call phase,bundles,"$(BIN)/xtask" bundle)
+	$(call phase,full size,LMM_SCOPE_BIN="$(BIN)/lmm-scope" cargo test --workspace --test browser -- --ignored --nocapture)
 
 journeys: ## only the journeys through the page in headless Chromium
 	$(call phase,build,cargo build --workspace --bins --examples --tests)
@@ -57,10 +63,18 @@ clippy-wasm = cargo clippy --package frontend --no-default-features --features h
 # A Python with torch and transformers, for the ratios: make bench PYTHON=venv/bin/python
 PYTHON ?= python3
 
-bench: ## measure the GPU kernels against their CPU twins, and the CPU path against PyTorch
+# Sizes, e.g. make bench BENCH="small tokens=1,64", and the GPU of the browser: the machine's own, or swiftshader.
+BENCH ?=
+ADAPTER ?= default
+
+bench: ## measure: GPU kernels, natively and in Chromium beside onnxruntime-web (npm), the CPU path beside PyTorch
 	@cargo build --workspace --bins --examples --tests
-	@"$(BIN)/examples/bench"
+	@"$(BIN)/xtask" setup
+	@"$(BIN)/xtask" bundle
+	@"$(BIN)/examples/bench" $(BENCH)
 	@PYTHON="$(PYTHON)" "$(BIN)/examples/beside_pytorch"
+	@if command -v "$(PYTHON)" > /dev/null; then "$(PYTHON)" shaders/examples/bench_pytorch.py $(BENCH); fi
+	@LMM_SCOPE_BIN="$(BIN)/lmm-scope" "$(BIN)/examples/browser_bench" --adapter "$(ADAPTER)" $(BENCH)
 
 # Hidden states to train on, if not those of the pocket model: make bench-train HIDDEN=folder
 HIDDEN ?=

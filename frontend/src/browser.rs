@@ -80,6 +80,16 @@ pub fn share_in(element: &HtmlElement, client_x: f64, client_y: f64) -> (f64, f6
     ((client_x - rect.left()) / rect.width().max(1.0), (client_y - rect.top()) / rect.height().max(1.0))
 }
 
+/// Longest side of a canvas, in pixels of the screen.
+const LONGEST_SIDE: f64 = 4096.0;
+
+/// Height and width of an element in pixels of the screen.
+pub fn device_pixels(element: &Element) -> [u32; 2] {
+    let ratio = window().device_pixel_ratio();
+    let pixels = |side: i32| (f64::from(side) * ratio).round().clamp(1.0, LONGEST_SIDE) as u32;
+    [pixels(element.client_height()), pixels(element.client_width())]
+}
+
 /// A mask style from an upsampled map: f32 `[height, width]`, full light at `max`.
 pub fn mask_style_from_map(map: &[f32], [height, width]: [u32; 2], max: f32) -> Option<String> {
     let pixels: Vec<u8> = map

@@ -1,7 +1,11 @@
 //! The page's side of the GPU worker: created on first use, spoken to in [`api::gpu`] messages.
 //!
-//! A message is a JS array `[json, buffer?, …]`; buffers are transferred. The worker keeps the SAE between runs,
+//! A message is a JS array `[json, part?, …]`; parts are transferred. The worker keeps the SAE between runs,
 //! so a second analysis only moves hidden states.
+
+mod numbers;
+
+pub use numbers::{Facts, draw, explained, facts, neighbours, rank};
 
 use api::Tier;
 use api::gpu::{Compute, ComputePath, Fault, GpuReply, GpuRequest, LoadedSae};
@@ -110,13 +114,13 @@ pub async fn load(wanted: &Wanted) -> Result<LoadedSae, String> {
         if link.loading.as_ref().is_none_or(|(_, loading)| loading != wanted) {
             fail_all(&mut link.waiting_for_load, "another autoencoder was asked for");
             if let Some((id, _)) = &link.loading {
-                post(&link.worker, &GpuRequest::Cancel { id: *id }, &[])?;
+                post(&link.worker, &GpuRequest::Cancel { id: *id }, &Array::new())?;
             }
             let Wanted { base_url, tier, compute } = wanted.clone();
             let id = link.new_id();
             link.started_ms = crate::browser::now_ms();
             link.loaded = None;
-            post(&link.worker, &GpuRequest::Load { id, base_url, tier, compute }, &[])?;
+            post(&link.worker, &GpuRequest::Load { id, base_url, tier, compute }, &Array::new())?;
             link.loading = Some((id, wanted.clone()));
         }
         link.waiting_for_load.push(sender);
@@ -125,14 +129,14 @@ pub async fn load(wanted: &Wanted) -> Result<LoadedSae, String> {
     receiver.await.unwrap_or_else(|_| Err(GONE.into()))
 }
 
-/// Gives up whatever the worker is doing.
-pub fn cancel() {
+/// Gives up whatever the worker is doing; with `keep_load` all but a load, which the next analysis shares.
+pub fn cancel(keep_load: bool) {
     LINK.with_borrow_mut(|slot| {
         let Some(link) = slot.as_mut() else { return };
-        let running = link.loading.iter().map(|(id, _)| *id).chain(link.waiting.keys().copied());
-        for id in running {
+        let loading = link.loading.iter().filter(|_| !keep_load).map(|(id, _)| *id);
+        for id in loading.chain(link.waiting.keys().copied()) {
             // A worker that takes no messages has nothing to give up.
-            _ = post(&link.worker, &GpuRequest::Cancel { id }, &[]);
+            _ = post(&link.worker, &GpuRequest::Cancel { id }, &Array::new());
         }
     });
 }
@@ -140,7 +144,7 @@ pub fn cancel() {
 /// Breaks the device before the next encode, to see how the page recovers.
 pub fn break_with(fault: Fault) {
     // Without a worker there is nothing to break.
-    _ = with_link(|link| post(&link.worker, &GpuRequest::Break { fault }, &[]));
+    _ = with_link(|link| post(&link.worker, &GpuRequest::Break { fault }, &Array::new()));
 }
 
 /// Encodes hidden states (f16 `[tokens, d_model]`) with the SAE that was loaded last; a slice also wants each token's
@@ -160,8 +164,11 @@ pub async fn encode(hidden: ArrayBuffer, thresholds: Option<ArrayBuffer>, tokens
         [wanted.clone(), Wanted { tier: Some(smaller), ..wanted.clone() }, Wanted { compute: Compute::Cpu, ..wanted }];
     let mut notice = None;
     for next in again {
-        let buffers = std::iter::once(&hidden).chain(&thresholds).map(|buffer| buffer.slice(0)).collect();
-        match encode_once(buffers, tokens, &loaded).await {
+        let parts = Array::new();
+        for buffer in std::iter::once(&hidden).chain(&thresholds) {
+            parts.push(&buffer.slice(0));
+        }
+        match encode_once(&parts, tokens, &loaded).await {
             Err(trouble) if trouble.lost => {
                 forget_loaded();
                 let started = crate::browser::now_ms();
@@ -179,14 +186,17 @@ pub async fn encode(hidden: ArrayBuffer, thresholds: Option<ArrayBuffer>, tokens
             }
         }
     }
-    let buffers = std::iter::once(hidden).chain(thresholds).collect();
-    let encoded = encode_once(buffers, tokens, &loaded).await.map_err(|trouble| trouble.detail)?;
+    let parts = Array::new();
+    for buffer in std::iter::once(&hidden).chain(&thresholds) {
+        parts.push(buffer);
+    }
+    let encoded = encode_once(&parts, tokens, &loaded).await.map_err(|trouble| trouble.detail)?;
     Ok(Encoded { notice, ..encoded })
 }
 
 /// The buffers are given away.
-async fn encode_once(buffers: Vec<ArrayBuffer>, tokens: u32, loaded: &LoadedSae) -> Result<Encoded, Trouble> {
-    let (reply, buffers) = ask(|id| GpuRequest::Encode { id, tokens }, &buffers).await?;
+async fn encode_once(parts: &Array, tokens: u32, loaded: &LoadedSae) -> Result<Encoded, Trouble> {
+    let (reply, buffers) = ask(&|id| GpuRequest::Encode { id, tokens }, parts).await?;
     let (GpuReply::Encoded { k, ms, .. }, [indices, acts]) = (&reply, buffers.as_slice()) else {
         return Err(format!("the worker answered an encode with {reply:?} and {} buffers", buffers.len()).into());
     };
@@ -209,7 +219,7 @@ fn forget_loaded() {
 
 /// Smooth map of one feature of the last encode: f32 `[height, width]` and its maximum.
 pub async fn map(feature: u32, start: u32, grid: [u32; 2], size: [u32; 2]) -> Result<(Vec<f32>, f32), String> {
-    let asked = ask(|id| GpuRequest::Map { id, feature, start, grid, size }, &[]).await;
+    let asked = ask(&|id| GpuRequest::Map { id, feature, start, grid, size }, &Array::new()).await;
     let (reply, buffers) = asked.map_err(|trouble| trouble.detail)?;
     match (&reply, buffers.as_slice()) {
         (GpuReply::Map { max, .. }, [values]) => Ok((Float32Array::new(values).to_vec(), *max)),
@@ -219,29 +229,28 @@ pub async fn map(feature: u32, start: u32, grid: [u32; 2], size: [u32; 2]) -> Re
 
 const GONE: &str = "the worker ended without an answer; reload the page";
 
-async fn ask(request: impl FnOnce(u32) -> GpuRequest, buffers: &[ArrayBuffer]) -> Outcome {
+async fn ask(request: &dyn Fn(u32) -> GpuRequest, parts: &Array) -> Outcome {
     let (sender, receiver) = oneshot::channel();
     with_link(|link| {
         if !link.ready {
             return Err(GONE.into());
         }
         let id = link.new_id();
-        post(&link.worker, &request(id), buffers)?;
+        post(&link.worker, &request(id), parts)?;
         link.waiting.insert(id, sender);
         Ok(())
     })?;
     receiver.await.unwrap_or_else(|_| Err(GONE.to_owned().into()))
 }
 
-fn post(worker: &Worker, request: &GpuRequest, buffers: &[ArrayBuffer]) -> Result<(), String> {
+/// `parts` are given away.
+fn post(worker: &Worker, request: &GpuRequest, parts: &Array) -> Result<(), String> {
     let json = serde_json::to_string(request).map_err(|error| error.to_string())?;
     let message = Array::of1(&JsValue::from_str(&json));
-    let transfer = Array::new();
-    for buffer in buffers {
-        message.push(buffer);
-        transfer.push(buffer);
+    for part in parts.iter() {
+        message.push(&part);
     }
-    worker.post_message_with_transfer(&message, &transfer).map_err(|error| format!("the worker refused: {error:?}"))
+    worker.post_message_with_transfer(&message, parts).map_err(|error| format!("the worker refused: {error:?}"))
 }
 
 /// Runs with the link, starting the worker on first use or after it broke.
@@ -330,7 +339,7 @@ fn dispatch(reply: GpuReply, buffers: Vec<ArrayBuffer>) {
                     progress = Some(None);
                 }
             }
-            GpuReply::Encoded { id, .. } | GpuReply::Map { id, .. } => {
+            GpuReply::Encoded { id, .. } | GpuReply::Map { id, .. } | GpuReply::Numbers { id, .. } => {
                 if let Some(sender) = link.waiting.remove(&id) {
                     // A receiver that is gone no longer wants the answer.
                     _ = sender.send(Ok((reply, buffers)));
@@ -382,14 +391,21 @@ fn finish<T: Clone>(waiting: &mut Vec<oneshot::Sender<Result<T, String>>>, outco
     }
 }
 
+/// Where something was computed.
+pub fn place(path: ComputePath) -> &'static str {
+    match path {
+        ComputePath::WebGpu => "your GPU",
+        ComputePath::Cpu => "your CPU",
+        ComputePath::Server => "the server",
+    }
+}
+
 /// The line under the picture that says what computed it: `your GPU (M2) · f16 weights · exact top-32 · 41.2 ms`.
 pub fn path_line(loaded: &LoadedSae, ms: f32) -> String {
     let place = match (loaded.path, loaded.adapter.as_str()) {
-        (ComputePath::WebGpu, "") => "your GPU".to_owned(),
-        (ComputePath::WebGpu, adapter) => format!("your GPU ({adapter})"),
+        (ComputePath::WebGpu, adapter) if !adapter.is_empty() => format!("your GPU ({adapter})"),
         (ComputePath::Cpu, _) if loaded.reason.starts_with("no WebGPU") => "your CPU (no WebGPU)".to_owned(),
-        (ComputePath::Cpu, _) => "your CPU".to_owned(),
-        (ComputePath::Server, _) => "the server".to_owned(),
+        (path, _) => place(path).to_owned(),
     };
     let (k, tier) = (loaded.k, loaded.tier);
     let top = match (tier, &loaded.agreement) {
@@ -432,6 +448,8 @@ mod tests {
             k: 32,
             origin: Origin { stored: 0, fetched: 1_200_000 },
             not_kept: Some("private window".into()),
+            decoder: None,
+            software: false,
         };
         assert_eq!(path_line(&loaded, 41.23), "your GPU (M2) · f16 weights · exact top-32 · 41.2 ms");
         assert_eq!(why_line(&loaded), "measured · 1.20 MB fetched · not kept: private window");

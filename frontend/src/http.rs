@@ -192,6 +192,8 @@ pub async fn encode_hidden(
         k: acts.k as u32,
         origin: Origin::default(),
         not_kept: None,
+        decoder: None,
+        software: false,
     };
     Ok(Encoded { acts, ms: (crate::browser::now_ms() - started) as f32, loaded, notice: None })
 }

@@ -1,6 +1,7 @@
 //! Analyze: a picture's hidden states from the server, its features from the visitor's own device.
 
 use anyhow::{Context, ensure};
+use serde_json::json;
 use std::{fs, path::PathBuf};
 use tests::{
     browser::{Driver, Gpu},
@@ -108,6 +109,122 @@ fn every_place_and_tier_can_be_chosen_and_agrees() -> anyhow::Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn the_lit_feature_is_studied_in_the_picture() -> anyhow::Result<()> {
+    journey("facts", Gpu::Software, &[], async |page, demo| {
+        let named = demo.named_object()?;
+        for (compute, place) in [("gpu", "your GPU"), ("cpu", "your CPU")] {
+            let feature = named.feature.index;
+            let query = format!("/analyze?picture={}&feature={feature}&compute={compute}", named.picture.id);
+            page.open(&demo.page(&query)).await?;
+            ranking(page).await?;
+            let explained = page
+                .wait_for("the explained variance", async || {
+                    let text = page.text("analyze-explained").await?;
+                    Ok((!text.is_empty()).then_some(text))
+                })
+                .await?;
+            let share = explained.split('%').next().and_then(|text| text.split(' ').next_back()?.parse::<f32>().ok());
+            ensure!(share.is_some_and(|share| (50.0..=100.0).contains(&share)), "{explained}");
+            ensure!(explained.contains(place), "{explained}");
+
+            page.click(&page.find(By::Css("[data-testid=analyze-facts] summary")).await?).await?;
+            let line = page
+                .wait_for("what the feature does", async || {
+                    let text = page.text("analyze-place").await?;
+                    Ok((!text.is_empty()).then_some(text))
+                })
+                .await?;
+            ensure!(line.starts_with("Number ") && line.contains("your CPU"), "{line}");
+            let bars = "return [...document.querySelectorAll('[data-testid=analyze-facts] .histogram rect')]
+                .map((bar) => +bar.getAttribute('height'))";
+            let bars: Vec<f32> = page.js(bars, vec![]).await?;
+            ensure!(bars.len() == 16 && bars.iter().any(|height| *height > 1.0), "no histogram: {bars:?}");
+
+            for list in ["analyze-together", "analyze-near"] {
+                page.one(list).await?;
+                let features: Vec<u32> = listed(page, list).await?.into_iter().map(|(feature, _)| feature).collect();
+                ensure!((1..=5).contains(&features.len()) && !features.contains(&feature), "{list}: {features:?}");
+                let ids = features.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+                let known = demo.features(&format!("ids={ids}&perPage=5"))?.features;
+                let label = |feature: &u32| known.iter().find(|known| known.index == *feature)?.label.clone();
+                let expected: Vec<(u32, String)> = features
+                    .iter()
+                    .map(|feature| (*feature, label(feature).unwrap_or_else(|| format!("feature {feature}"))))
+                    .collect();
+                page.until("labels", async || Ok(listed(page, list).await? == expected)).await?;
+            }
+            // By decoder direction the tab finds what the server has computed from the whole SAE.
+            let near: Vec<u32> = listed(page, "analyze-near").await?.into_iter().map(|(feature, _)| feature).collect();
+            let expected: Vec<u32> =
+                demo.neighbours(feature)?.by_decoder.iter().map(|near| near.feature.index).take(5).collect();
+            let common = near.iter().filter(|feature| expected.contains(feature)).count();
+            ensure!(common + 1 >= near.len(), "{near:?}, where the server has {expected:?}");
+        }
+        page.resize(390, 844).await?;
+        page.check_no_sideways_scroll().await
+    })
+}
+
+/// Features of a list and what they are called there.
+async fn listed(page: &Page, list: &str) -> anyhow::Result<Vec<(u32, String)>> {
+    let script = "return [...document.querySelectorAll(`[data-testid=${arguments[0]}] a`)]
+        .map((link) => [+link.getAttribute('href').split('/').pop(),
+            link.querySelector('.mini-label').textContent.trim()])";
+    page.js(script, vec![json!(list)]).await
+}
+
+#[test]
+fn the_gpu_draws_the_light_on_a_canvas() -> anyhow::Result<()> {
+    journey("canvas", Gpu::SoftwareCanvas, &[], async |page, demo| {
+        let named = demo.named_object()?;
+        let feature = named.feature.index;
+        let picture = &named.picture.id;
+        page.open(&demo.page(&format!("/analyze?picture={picture}&feature={feature}&compute=gpu&canvas=1"))).await?;
+        ranking(page).await?;
+        page.find(By::Css(".lit-canvas.drawn")).await.context("the canvas does not take the mask's place")?;
+        // The frame is on its way to the screen.
+        let shares = page
+            .wait_for("light on the canvas", async || {
+                let [rows, columns] = demo.source.grid;
+                let shares: Vec<f32> = page.js(READ_CANVAS, vec![json!(rows), json!(columns)]).await?;
+                Ok(shares.iter().any(|share| *share > 0.5).then_some(shares))
+            })
+            .await?;
+        let share = share_on(&shares, demo.source.grid, &named.picture, &named.object);
+        ensure!(share >= ON_OBJECT, "only {share:.2} of the light lies on the {}", named.object.concept);
+
+        let size = "const canvas = document.querySelector('.lit-canvas');
+            return [canvas.width, canvas.height, canvas.clientWidth * devicePixelRatio,
+                canvas.clientHeight * devicePixelRatio].map(Math.round)";
+        let [width, height, shown_width, shown_height]: [u32; 4] = page.js(size, vec![]).await?;
+        ensure!(
+            [width, height] == [shown_width, shown_height],
+            "{width} × {height} pixels for {shown_width} × {shown_height}"
+        );
+        // Under the mask's place there is no second light.
+        let below = "return getComputedStyle(document.querySelector('.patches .lit-base')).filter";
+        ensure!(page.js::<String>(below, vec![]).await? == "none", "the picture is dimmed twice");
+        Ok(())
+    })
+}
+
+/// The canvas's light in the middle of every patch, 0..=1, by the colour that is laid on there.
+const READ_CANVAS: &str = "
+    const [rows, columns] = arguments;
+    const canvas = document.querySelector('.lit-canvas');
+    const copy = Object.assign(document.createElement('canvas'), { width: canvas.width, height: canvas.height });
+    const context = copy.getContext('2d');
+    context.drawImage(canvas, 0, 0);
+    const { data } = context.getImageData(0, 0, copy.width, copy.height);
+    return Array.from({ length: rows * columns }, (_, patch) => {
+        const x = Math.floor(((patch % columns) + 0.5) * copy.width / columns);
+        const y = Math.floor((Math.floor(patch / columns) + 0.5) * copy.height / rows);
+        const [red, , , alpha] = data.slice(4 * (y * copy.width + x));
+        // A fifth of full light is colour.
+        return red * alpha / 255 / 255 / 0.2;
+    });";
 
 /// Two rankings agree when they differ only where activations are as good as equal.
 fn same_features(a: &[Row], b: &[Row]) -> anyhow::Result<()> {

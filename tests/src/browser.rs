@@ -16,6 +16,10 @@ const START: Duration = Duration::from_secs(30);
 pub enum Gpu {
     /// SwiftShader, Chromium's own software adapter: the same on every machine.
     Software,
+    /// The same, and Chromium's own drawing by it: without that it loses the GPU over a canvas.
+    SoftwareCanvas,
+    /// The machine's own GPU; SwiftShader if the browser finds none.
+    Best,
     /// `requestAdapter()` finds nothing, as on many phones and office machines.
     None,
 }
@@ -50,8 +54,13 @@ impl Driver {
 
     /// Opens a new browser at desktop size with an empty profile.
     pub async fn open(&self, gpu: Gpu) -> anyhow::Result<WebDriver> {
+        self.open_with(gpu, &[]).await
+    }
+
+    /// The same with more flags.
+    pub async fn open_with(&self, gpu: Gpu, more: &[&str]) -> anyhow::Result<WebDriver> {
         let mut chrome = DesiredCapabilities::chrome();
-        for flag in flags(gpu) {
+        for flag in flags(gpu).iter().chain(more) {
             chrome.add_arg(flag)?;
         }
         if let Ok(browser) = std::env::var("CHROME") {
@@ -69,6 +78,8 @@ impl Drop for Driver {
         _ = self.child.wait();
     }
 }
+
+const SOFTWARE: [&str; 2] = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
 
 fn flags(gpu: Gpu) -> Vec<&'static str> {
     let mut flags = vec![
@@ -88,7 +99,12 @@ fn flags(gpu: Gpu) -> Vec<&'static str> {
         "--disable-quic",
     ];
     match gpu {
-        Gpu::Software => flags.extend(["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]),
+        Gpu::Software => flags.extend(SOFTWARE),
+        Gpu::SoftwareCanvas => {
+            flags.extend(SOFTWARE);
+            flags.extend(["--enable-features=Vulkan", "--use-vulkan=swiftshader", "--use-angle=swiftshader"]);
+        }
+        Gpu::Best => flags.extend(["--enable-unsafe-webgpu", "--enable-features=Vulkan", "--ignore-gpu-blocklist"]),
         Gpu::None => flags.extend(["--disable-gpu", "--disable-features=WebGPU,WebGPUService"]),
     }
     flags

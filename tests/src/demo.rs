@@ -4,7 +4,8 @@
 use crate::http;
 use anyhow::{Context, ensure};
 use api::{
-    Activations, Feature, FeatureList, FeatureSummary, Picture, PictureActivations, PictureList, PictureObject, Source,
+    Activations, Feature, FeatureList, FeatureSummary, Neighbours, Picture, PictureActivations, PictureList,
+    PictureObject, Source,
 };
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -58,6 +59,11 @@ impl Demo {
 
     pub fn activations(&self, index: u32, query: &str) -> anyhow::Result<Activations> {
         self.ask(&format!("/features/{index}/activations?{query}"))
+    }
+
+    /// Features near another.
+    pub fn neighbours(&self, index: u32) -> anyhow::Result<Neighbours> {
+        self.ask(&format!("/features/{index}/neighbours"))
     }
 
     /// The sample pictures that the analyze page offers.

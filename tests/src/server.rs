@@ -94,7 +94,7 @@ fn database(program: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// The binary under test: `LMM_SCOPE_BIN`, or the one beside this test in the target folder.
-fn program() -> anyhow::Result<PathBuf> {
+pub fn program() -> anyhow::Result<PathBuf> {
     let program = match std::env::var_os("LMM_SCOPE_BIN") {
         Some(program) => PathBuf::from(program),
         None => target()?.join("debug/lmm-scope"),

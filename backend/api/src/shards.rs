@@ -11,7 +11,8 @@
 //! | slice | F16 `[rows, width]` | `latents` I32 `[rows]`, rising: the latent that each row is |
 //!
 //! The biases are one more file: `b_enc` F32 `[latents]` (of all latents, also for a slice), `b_dec` F32 `[d_model]`.
-//! A tier may have its decoder's rows as well, in the same format and order, for reconstructions and neighbours.
+//! A tier may have its decoder's rows as well, in the same format and order, for reconstructions and neighbours. In these
+//! files what stands beside `weight` lies before it: rows are used as they stream past.
 
 use serde::{Deserialize, Serialize};
 

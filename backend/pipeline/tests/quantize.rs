@@ -101,6 +101,15 @@ fn read_rows(folder: &Path, tier: Tier, shards: &[ShardFile]) -> (Vec<f32>, Vec<
     (all, latents)
 }
 
+/// Where a file's tensors begin, by name.
+fn starts(folder: &Path, shard: &ShardFile) -> BTreeMap<String, u64> {
+    let bytes = fs::read(folder.join(&shard.file)).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let tensors = header.into_iter().filter(|(name, _)| name != "__metadata__");
+    tensors.map(|(name, entry)| (name, entry["data_offsets"][0].as_u64().unwrap())).collect()
+}
+
 /// Half a step of the tier, for each weight of a row.
 fn half_steps(tier: Tier, row: &[f32]) -> Vec<f32> {
     let largest = |values: &[f32]| values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
@@ -151,6 +160,12 @@ fn every_tier_of_every_layout_comes_back_within_half_a_step() {
             for (matrix, shards, whole) in [("encoder", shards, &encoder), ("decoder", decoder_shards, &decoder)] {
                 let (found, latents) = read_rows(&options.out, *tier, shards);
                 assert_eq!(found.len(), *rows as usize * D);
+                for shard in shards {
+                    // A decoder's scales are there when its rows stream past.
+                    let starts = starts(&options.out, shard);
+                    let first = starts["weight"] == 0;
+                    assert_eq!(first, matrix == "encoder" || starts.len() == 1, "{tier} {matrix}: {starts:?}");
+                }
                 let expected: Vec<f32> = if *tier == Tier::Slice {
                     assert_eq!(latents, slice);
                     slice.iter().flat_map(|&latent| whole[latent as usize * D..][..D].to_vec()).collect()
@@ -399,6 +414,7 @@ fn a_server_uses_what_fits_and_makes_what_does_not() {
     assert_eq!((made.made, &made.folder), (true, &sae.canonicalize().unwrap().join("browser")));
     let tiers: Vec<Tier> = made.manifest.tiers.iter().map(|tier| tier.tier).collect();
     assert_eq!(tiers, [Tier::F16, Tier::Int8, Tier::Int4]);
+    assert!(made.manifest.tiers.iter().all(|tier| !tier.decoder.is_empty()));
     let found = ensure(&sae, None).unwrap();
     assert_eq!((found.made, &found.manifest, &found.folder), (false, &made.manifest, &made.folder));
 

@@ -39,6 +39,9 @@ pub fn PatchPicture(
     /// A finer mask of the same values, once there is one (a style, like [`heat::mask_style`]'s).
     #[prop(optional, into)]
     smooth: Signal<Option<String>>,
+    /// What lies between picture and patches.
+    #[prop(optional)]
+    children: Option<Children>,
 ) -> impl IntoView {
     let area = NodeRef::<html::Div>::new();
     let coarse = Memo::new(move |_| heat::mask_style(grid.get(), &values.get(), scale.get()));
@@ -108,6 +111,7 @@ pub fn PatchPicture(
             />
             <img class="lit-top" src=move || url.get() alt="" />
             <span class="lit-glow"></span>
+            {children.map(|children| children())}
             <div class="cells">{cells}</div>
             <Readout grid hovered values />
         </div>

@@ -10,13 +10,18 @@ use js_sys::{Array, ArrayBuffer, JsString, Promise, Reflect, Uint8Array};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::{JsFuture, spawn_local};
 use web_sys::{
-    DedicatedWorkerGlobalScope, Headers, ReadableStream, ReadableStreamDefaultReader, RequestInit, Response,
+    DedicatedWorkerGlobalScope, Headers, OffscreenCanvas, ReadableStream, ReadableStreamByobReader,
+    ReadableStreamDefaultReader, RequestInit, Response,
 };
 
 use crate::Error;
 use crate::load::{Source, Stream};
 use crate::worker::{Answer, Cancels, Host, Worker, failed};
+use shaders::Screen;
 use store::Shelf;
+
+/// Bytes of the buffer that a stream fills again and again.
+const CHUNK_BYTES: u32 = 256 << 10;
 
 /// Runs when the module is instantiated in a dedicated worker; elsewhere (in a test, on a page) it does nothing.
 #[cfg(not(test))]
@@ -58,7 +63,12 @@ fn cancels_at_once(message: &JsValue, cancels: &Cancels) -> bool {
 async fn serve(mut worker: Worker<BrowserHost>, mut requests: UnboundedReceiver<JsValue>) {
     while let Ok(message) = requests.recv().await {
         let answer = match read_message(&message) {
-            Ok((json, buffers)) => worker.handle(&json, &buffers).await,
+            Ok((json, buffers, canvas)) => {
+                if let Some(canvas) = canvas {
+                    worker.set_screen(Screen::Canvas(canvas));
+                }
+                worker.handle(&json, &buffers).await
+            }
             Err(error) => Some(failed(None, &error)),
         };
         if let Some(answer) = answer {
@@ -78,14 +88,22 @@ fn report_panics(scope: DedicatedWorkerGlobalScope) {
     }));
 }
 
-/// `[json, buffer, …]` as text and bytes.
-fn read_message(message: &JsValue) -> Result<(String, Vec<Vec<u8>>), Error> {
-    let wrong = |what: &str| Error::Message(format!("{what}; expected [json, ArrayBuffer, …]"));
+/// A message as text, bytes, and the canvas if there is one.
+type Parts = (String, Vec<Vec<u8>>, Option<OffscreenCanvas>);
+
+/// `[json, buffer or canvas, …]`.
+fn read_message(message: &JsValue) -> Result<Parts, Error> {
+    let wrong = |what: &str| Error::Message(format!("{what}; expected [json, ArrayBuffer or OffscreenCanvas, …]"));
     let parts = message.dyn_ref::<Array>().ok_or_else(|| wrong("not an array"))?;
     let json = parts.get(0).as_string().ok_or_else(|| wrong("its first part is not text"))?;
-    let buffer = |part: JsValue| part.dyn_into::<ArrayBuffer>().map(|buffer| Uint8Array::new(&buffer).to_vec());
-    let buffers = parts.iter().skip(1).map(buffer).collect::<Result<_, _>>();
-    Ok((json, buffers.map_err(|_| wrong("a later part is not an ArrayBuffer"))?))
+    let (mut buffers, mut canvas) = (Vec::new(), None);
+    for part in parts.iter().skip(1) {
+        match part.dyn_into::<ArrayBuffer>() {
+            Ok(buffer) => buffers.push(Uint8Array::new(&buffer).to_vec()),
+            Err(part) => canvas = Some(part.dyn_into().map_err(|_| wrong("a later part is neither"))?),
+        }
+    }
+    Ok((json, buffers, canvas))
 }
 
 /// The browser around a dedicated worker.
@@ -155,7 +173,7 @@ impl Host for BrowserHost {
     }
 
     /// wgpu passes on the description only, which browsers often leave empty.
-    async fn adapter_name(&self) -> Option<String> {
+    async fn adapter(&self) -> Option<(String, bool)> {
         let get = |object: &JsValue, name: &str| Reflect::get(object, &JsString::from(name)).ok();
         let gpu = get(&get(&self.scope, "navigator")?, "gpu")?;
         let request = get(&gpu, "requestAdapter")?.dyn_into::<js_sys::Function>().ok()?;
@@ -164,10 +182,13 @@ impl Host for BrowserHost {
         let adapter = JsFuture::from(request.call1(&gpu, &options).ok()?.dyn_into::<Promise>().ok()?).await.ok()?;
         let info = get(&adapter, "info")?;
         let text = |name: &str| get(&info, name).and_then(|value| value.as_string()).filter(|text| !text.is_empty());
-        text("description").or_else(|| {
+        let name = text("description").unwrap_or_else(|| {
             let parts: Vec<String> = ["vendor", "architecture", "device"].into_iter().filter_map(text).collect();
-            (!parts.is_empty()).then(|| parts.join(" "))
-        })
+            parts.join(" ")
+        });
+        // Older browsers say it of the adapter.
+        let is_fallback = |object: &JsValue| get(object, "isFallbackAdapter").is_some_and(|value| value.is_truthy());
+        Some((name, is_fallback(&info) || is_fallback(&adapter)))
     }
 }
 
@@ -187,10 +208,43 @@ impl Source for BrowserHost {
     }
 }
 
+/// Reads the body of a response or a file. Into one buffer again and again, where the browser can do that: chunks of new
+/// memory pile up until they are collected, to 180 MB for an SAE of 512 MiB out of storage (Chromium 156).
+enum BodyReader {
+    Reusing(ReadableStreamByobReader),
+    Plain(ReadableStreamDefaultReader),
+}
+
+impl BodyReader {
+    fn new(body: &ReadableStream) -> Result<Self, JsValue> {
+        match ReadableStreamByobReader::new(body) {
+            Ok(reader) => Ok(Self::Reusing(reader)),
+            // A browser without such readers, or a stream of something else than bytes.
+            Err(_) => ReadableStreamDefaultReader::new(body).map(Self::Plain),
+        }
+    }
+
+    /// `{ done, value }`; `buffer` is given away, and comes back as that of the value.
+    async fn read(&self, buffer: &ArrayBuffer) -> Result<JsValue, JsValue> {
+        let result = match self {
+            Self::Reusing(reader) => reader.read_with_array_buffer_view(&Uint8Array::new(buffer)),
+            Self::Plain(reader) => reader.read(),
+        };
+        JsFuture::from(result).await
+    }
+
+    fn cancel(&self) -> Promise {
+        match self {
+            Self::Reusing(reader) => reader.cancel(),
+            Self::Plain(reader) => reader.cancel(),
+        }
+    }
+}
+
 /// The body of a response; chunks stay in JS until they are copied, slice by slice.
 pub struct BodyStream {
     url: String,
-    reader: ReadableStreamDefaultReader,
+    reader: BodyReader,
     position: u64,
     chunk: Uint8Array,
     /// Bytes of `chunk` that were read.
@@ -199,19 +253,23 @@ pub struct BodyStream {
 
 impl BodyStream {
     fn new(url: &str, body: ReadableStream, position: u64) -> Result<Self, Error> {
-        let reader = body.get_reader().dyn_into();
-        let reader = reader
+        let reader = BodyReader::new(&body)
             .map_err(|_| Error::Fetch { url: url.to_owned(), reason: "the answer cannot be streamed".to_owned() })?;
-        Ok(Self { url: url.to_owned(), reader, position, chunk: Uint8Array::new_with_length(0), used: 0 })
+        let used = if matches!(reader, BodyReader::Reusing(_)) { CHUNK_BYTES } else { 0 };
+        Ok(Self { url: url.to_owned(), reader, position, chunk: Uint8Array::new_with_length(used), used })
     }
 
-    /// The next chunk, `None` at the end.
-    async fn next_chunk(&self) -> Result<Option<Uint8Array>, JsValue> {
-        let result = JsFuture::from(self.reader.read()).await?;
-        if Reflect::get(&result, &"done".into())?.is_truthy() {
-            return Ok(None);
+    /// Gets the next chunk; whether there was one.
+    async fn refill(&mut self) -> Result<bool, JsValue> {
+        let buffer = self.chunk.buffer();
+        // So that a read after one that failed finds nothing instead of a buffer that is gone.
+        (self.chunk, self.used) = (Uint8Array::new_with_length(0), 0);
+        let result = self.reader.read(&buffer).await?;
+        // At its end a stream gives the buffer back with nothing in it.
+        if let Ok(chunk) = Reflect::get(&result, &"value".into())?.dyn_into() {
+            self.chunk = chunk;
         }
-        Ok(Some(Reflect::get(&result, &"value".into())?.dyn_into()?))
+        Ok(!Reflect::get(&result, &"done".into())?.is_truthy())
     }
 }
 
@@ -222,14 +280,13 @@ impl Stream for BodyStream {
 
     async fn read(&mut self, slice: &mut [u8]) -> Result<usize, Error> {
         while self.used == self.chunk.length() {
-            let chunk = self.next_chunk().await;
-            let interrupted = |error: JsValue| {
-                let reason = format!("the connection broke after {} bytes: {}", self.position, text_of(&error));
-                Error::Fetch { url: self.url.clone(), reason }
-            };
-            match chunk.map_err(interrupted)? {
-                Some(chunk) => (self.chunk, self.used) = (chunk, 0),
-                None => return Ok(0),
+            match self.refill().await {
+                Ok(true) => {}
+                Ok(false) => return Ok(0),
+                Err(error) => {
+                    let reason = format!("the connection broke after {} bytes: {}", self.position, text_of(&error));
+                    return Err(Error::Fetch { url: self.url.clone(), reason });
+                }
             }
         }
         // A slice is below 4 GiB on wasm.

@@ -90,6 +90,15 @@ impl Engine {
         }
     }
 
+    /// The device, if it computes there.
+    #[must_use]
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match self {
+            Self::Gpu(engine) => Some(&engine.gpu),
+            Self::Cpu(_) => None,
+        }
+    }
+
     #[must_use]
     pub fn shape(&self) -> SaeShape {
         match self {

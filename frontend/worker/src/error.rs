@@ -21,8 +21,12 @@ pub enum Error {
     Shaders(#[from] shaders::Error),
     #[error("no SAE is loaded yet")]
     NotLoaded,
-    #[error("nothing has been encoded yet: there is no map to draw")]
+    #[error("nothing has been encoded yet: there is nothing to draw or to count")]
     NotEncoded,
+    #[error("the server has no decoder for this SAE; `lmm-scope quantize --decoder` writes it")]
+    NoDecoder,
+    #[error("there is no canvas that this worker can draw on")]
+    NoCanvas,
     #[error("feature {feature} does not exist: the SAE has {latents} latents")]
     NoFeature { feature: u32, latents: u32 },
     #[error("the message to the GPU worker is not understood: {0}")]

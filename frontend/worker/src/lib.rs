@@ -9,6 +9,9 @@
 //! | [`sae`] | an SAE out of its manifest: tier, place, shards |
 //! | [`place`] | where to compute: the GPU, the CPU twin; measured |
 //! | [`engine`] | the SAE on the GPU or in the CPU twin |
+//! | [`facts`] | questions about the last encode: on the GPU, or by the CPU twins |
+//! | [`decoder`] | the decoder's rows, streamed past when they are asked for |
+//! | [`fetch`] | the files of one request: room, progress |
 //! | [`load`] | one shard, streamed in small slices: weights never sit whole in wasm memory on the GPU path |
 //! | [`store`] | what is kept on this machine for the next visit |
 //! | [`safetensors`] | what a shard's header says |
@@ -17,8 +20,11 @@
 //! Everything but `browser` is the same natively, where it is tested.
 #![allow(async_fn_in_trait, reason = "the worker is one thread; its futures never leave it")]
 
+pub mod decoder;
 pub mod engine;
 mod error;
+pub mod facts;
+pub mod fetch;
 pub mod load;
 pub mod place;
 pub mod sae;

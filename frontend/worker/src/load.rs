@@ -3,6 +3,8 @@
 //! Bytes are hashed as they pass; those from the network are kept for the next visit, so that a download that broke off
 //! goes on where it stopped. Memory does not grow with the shard.
 
+use std::pin::Pin;
+
 use api::ShardFile;
 use sha2::{Digest, Sha256};
 use shaders::Cancel;
@@ -52,12 +54,18 @@ pub async fn small_file<S: Source>(source: &S, url: &str, limit: usize) -> Resul
     }
 }
 
+/// A piece is being taken. (Boxed, so that all sinks share one compiled loader.)
+pub type Taking<'a> = Pin<Box<dyn Future<Output = Result<(), Error>> + 'a>>;
+
 /// Takes a shard's bytes: `(tensor, offset in the tensor, bytes)`, in order, every piece but a tensor's last one whole
 /// words.
 pub trait Sink {
     /// Looks at the header before anything is taken.
     fn check(&mut self, tensors: &[Tensor]) -> Result<(), Error>;
-    fn take(&mut self, tensor: &Tensor, offset: u64, piece: &[u8]) -> Result<(), Error>;
+    /// The file was damaged and could come once more: whether what was taken can be taken again.
+    fn begin_again(&mut self) -> bool;
+    /// The next piece is read when this one is taken.
+    fn take<'a>(&'a mut self, tensor: &'a Tensor, offset: u64, piece: &'a [u8]) -> Taking<'a>;
 }
 
 /// What a load needs beside the file.
@@ -76,9 +84,9 @@ impl<H: Source + Store> Way<'_, H> {
     /// Streams one file into `sink`. A damaged one is fetched again, once.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if it is damaged again; [`Error::Fetch`], [`Error::Truncated`], [`Error::Safetensors`],
-    /// cancelled, and what `sink` says.
-    pub async fn load(&self, file: &ShardFile, sink: &mut impl Sink) -> Result<(), Error> {
+    /// [`Error::Damaged`] if it is damaged again, or the sink cannot begin again; [`Error::Fetch`],
+    /// [`Error::Truncated`], [`Error::Safetensors`], cancelled, and what `sink` says.
+    pub async fn load(&self, file: &ShardFile, sink: &mut dyn Sink) -> Result<(), Error> {
         for again in [false, true] {
             let mut reader = ShardReader::new(self, file).await;
             let outcome = reader.stream(sink).await;
@@ -90,6 +98,9 @@ impl<H: Source + Store> Way<'_, H> {
                 Ok(false) | Err(Error::Safetensors(_)) if !again => {
                     self.host.remove(&file.file).await;
                     (self.passed)(-stored, -fetched);
+                    if !sink.begin_again() {
+                        break;
+                    }
                 }
                 Ok(false) | Err(Error::Safetensors(_)) => {
                     self.host.remove(&file.file).await;
@@ -140,7 +151,7 @@ impl<'a, H: Source + Store> ShardReader<'a, H> {
     }
 
     /// Everything to `sink`; whether the hash is right.
-    async fn stream(&mut self, sink: &mut impl Sink) -> Result<bool, Error> {
+    async fn stream(&mut self, sink: &mut dyn Sink) -> Result<bool, Error> {
         let mut first = [0; LENGTH_BYTES as usize];
         self.fill(&mut first).await?;
         // At most `MAX_HEADER_BYTES`.
@@ -157,7 +168,7 @@ impl<'a, H: Source + Store> ShardReader<'a, H> {
                 // At most the slice.
                 let length = (tensor.bytes() - offset).min(slice.len() as u64) as usize;
                 self.fill(&mut slice[..length]).await?;
-                sink.take(tensor, offset, &slice[..length])?;
+                sink.take(tensor, offset, &slice[..length]).await?;
                 offset += length as u64;
             }
         }

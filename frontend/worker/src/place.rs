@@ -2,7 +2,7 @@
 
 use api::gpu::Compute;
 use shaders::tile_shape::Speeds;
-use shaders::{Cancel, SaeShape, WeightType};
+use shaders::{Cancel, Gpu, SaeShape, WeightType};
 
 use crate::Error;
 use crate::engine::Engine;
@@ -19,6 +19,8 @@ const RACED_WEIGHTS: usize = 1 << 24;
 pub struct Place {
     pub engine: Engine,
     pub adapter: String,
+    /// The adapter is the CPU in disguise.
+    pub software: bool,
     pub reason: String,
 }
 
@@ -34,7 +36,7 @@ pub async fn choose<H: Host>(
 ) -> Result<Place, Error> {
     let on_cpu = |reason: String| {
         let engine = Engine::on_cpu(shape, weight_type)?;
-        Ok(Place { engine, adapter: String::new(), reason })
+        Ok(Place { engine, adapter: String::new(), software: false, reason })
     };
     match compute {
         Compute::Server => return Err(Error::OnServer),
@@ -45,15 +47,15 @@ pub async fn choose<H: Host>(
         Ok(engine) => engine,
         Err(error) => return on_cpu(format!("no WebGPU: {error}")),
     };
-    let adapter = match host.adapter_name().await {
-        Some(name) => name,
-        None => engine.adapter().to_owned(),
+    let (adapter, software) = match host.adapter().await {
+        Some(found) => found,
+        None => (engine.adapter().to_owned(), engine.gpu().is_some_and(Gpu::is_software)),
     };
     if compute == Compute::Gpu {
-        return Ok(Place { engine, adapter, reason: "as asked for in the address".to_owned() });
+        return Ok(Place { engine, adapter, software, reason: "as asked for in the address".to_owned() });
     }
     if shape.weights() > RACED_WEIGHTS {
-        return Ok(Place { engine, adapter, reason: "too large for the CPU to be faster".to_owned() });
+        return Ok(Place { engine, adapter, software, reason: "too large for the CPU to be faster".to_owned() });
     }
     let (gpu, cpu) = match race(host, &engine, shape, weight_type).await {
         Ok(times) => times,
@@ -61,7 +63,7 @@ pub async fn choose<H: Host>(
     };
     let times = format!("{} ms on the GPU, {} ms on the CPU for {TOKENS} tokens", rounded(gpu), rounded(cpu));
     if gpu <= cpu {
-        return Ok(Place { engine, adapter, reason: format!("measured: {times}") });
+        return Ok(Place { engine, adapter, software, reason: format!("measured: {times}") });
     }
     drop(engine);
     on_cpu(format!("measured: {times}"))

@@ -1,15 +1,18 @@
 //! An SAE out of its manifest: tier, place, shards.
 
 use std::cell::{Cell, RefCell};
+use std::future::ready;
 use std::pin::Pin;
 
-use api::gpu::{Compute, GpuReply, LoadedSae, Origin};
+use api::gpu::{Compute, LoadedSae};
 use api::{SaeManifest, ShardFile, Tier, TierShards};
-use shaders::{Cancel, SaeShape, TopK};
+use shaders::{Cancel, Gpu, SaeShape, TopK};
 
 use crate::Error;
+use crate::decoder::Decoder;
 use crate::engine::{Engine, weight_type};
-use crate::load::{Sink, Way};
+use crate::fetch::Fetch;
+use crate::load::{Sink, Taking};
 use crate::place::{self, Place};
 use crate::safetensors::{Tensor, expect};
 use crate::worker::Host;
@@ -18,17 +21,19 @@ use crate::worker::Host;
 const LARGEST_F16: u64 = 512 << 20;
 /// Relative room below a threshold: rounding of f32 sums.
 const THRESHOLD_ROOM: f32 = 1e-5;
-/// Bytes between two reports of progress.
-const REPORT_BYTES: u64 = 1 << 20;
 
 /// An SAE that encodes.
 pub struct LoadedEngine {
-    pub engine: Engine,
+    /// Where it computes, or what became of the device.
+    engine: Result<Engine, shaders::Error>,
     /// Latents of the whole SAE, and how many a token keeps.
     latents: u32,
+    d_model: u32,
     k: u32,
     /// Of a slice: the latent that each row is, rising.
     rows: Option<Vec<u32>>,
+    /// Where the decoder is, if the server has it.
+    decoder: Option<Decoder>,
 }
 
 impl LoadedEngine {
@@ -36,8 +41,30 @@ impl LoadedEngine {
         self.rows.is_some()
     }
 
+    /// # Errors
+    /// Why the device is gone.
+    pub fn engine(&self) -> Result<&Engine, Error> {
+        self.engine.as_ref().map_err(|error| Error::Shaders(error.clone()))
+    }
+
+    /// The device, if that is where it computes.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.engine.as_ref().ok().and_then(Engine::gpu)
+    }
+
+    /// Gives up a device that is of no use any more, and remembers why.
+    pub fn let_go(&mut self, error: shaders::Error) {
+        self.engine = Err(error);
+    }
+
+    /// # Errors
+    /// [`Error::NoDecoder`].
+    pub fn decoder(&self) -> Result<&Decoder, Error> {
+        self.decoder.as_ref().ok_or(Error::NoDecoder)
+    }
+
     pub fn d_model(&self) -> u32 {
-        self.engine.shape().d_model
+        self.d_model
     }
 
     pub fn latents(&self) -> u32 {
@@ -56,7 +83,7 @@ impl LoadedEngine {
         thresholds: &[f32],
         cancel: &Cancel,
     ) -> Result<TopK, Error> {
-        let top = self.engine.encode(hidden, tokens, cancel).await?;
+        let top = self.engine()?.encode(hidden, tokens, cancel).await?;
         let Some(rows) = &self.rows else { return Ok(top) };
         let (width, k) = (top.k as usize, self.k as usize);
         let mut sliced = TopK { tokens, ..TopK::empty(self.k) };
@@ -138,9 +165,12 @@ impl Wanted<'_> {
         let shape = SaeShape::new(d_model, tier.rows, k.min(tier.rows))?;
         let place = place::choose(host, shape, weight_type, compute).await?;
         let files: Vec<&ShardFile> = std::iter::once(&self.manifest.biases).chain(&tier.shards).collect();
-        let not_kept = self.room(host, &files).await.err();
+        let total = files.iter().map(|file| file.bytes).sum();
+        let fetch = Fetch::new(host, self.id, self.base_url, self.cancel, total);
+        let not_kept = fetch.room(&files).await.err();
         let target = Target { place: RefCell::new(place), tier, d_model, latents, biases: RefCell::default() };
-        let origin = self.stream(host, &files, not_kept.is_none(), &target).await?;
+        stream(&fetch, &files, not_kept.is_none(), &target).await?;
+        let origin = fetch.origin();
         let Target { place, biases, .. } = target;
         let (mut place, biases) = (place.into_inner(), biases.into_inner());
         let rows = (tier.tier == Tier::Slice).then_some(biases.rows);
@@ -150,7 +180,14 @@ impl Wanted<'_> {
         };
         place.engine.finish(&b_enc, &biases.b_dec).await?;
         place::tune(host, &mut place, weight_type, self.cancel).await?;
-        let Place { engine, adapter, reason } = place;
+        let Place { engine, adapter, software, reason } = place;
+        let decoder = (tier.tier != Tier::Slice && !tier.decoder.is_empty()).then(|| Decoder {
+            base_url: self.base_url.to_owned(),
+            tier: tier.tier,
+            d_model,
+            files: tier.decoder.clone(),
+            b_dec: biases.b_dec,
+        });
         let sae = LoadedSae {
             path: engine.path(),
             adapter,
@@ -162,68 +199,37 @@ impl Wanted<'_> {
             k,
             origin,
             not_kept,
+            decoder: decoder.as_ref().map(Decoder::bytes),
+            software,
         };
-        Ok((LoadedEngine { engine, latents, k, rows }, sae))
+        Ok((LoadedEngine { engine: Ok(engine), latents, d_model, k, rows, decoder }, sae))
     }
+}
 
-    /// Whether what is missing can be kept; `Err` says why not.
-    async fn room<H: Host>(&self, host: &H, files: &[&ShardFile]) -> Result<(), String> {
-        let room = host.room().await?;
-        let mut missing = 0;
-        for file in files {
-            missing += file.bytes.saturating_sub(host.length(&file.file).await);
-        }
-        if missing <= room {
-            return Ok(());
-        }
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        Err(format!(
-            "there is room for {} MiB and {} are needed; free some space in this browser's storage",
-            mib(room),
-            mib(missing)
-        ))
-    }
-
-    /// Streams all files, three at once.
-    async fn stream<H: Host>(
-        &self,
-        host: &H,
-        files: &[&ShardFile],
-        keep: bool,
-        target: &Target<'_>,
-    ) -> Result<Origin, Error> {
-        let total = files.iter().map(|file| file.bytes).sum();
-        let (stored, fetched, reported) = (Cell::new(0i64), Cell::new(0i64), Cell::new(0u64));
-        let report = |always: bool| {
-            let received = (stored.get() + fetched.get()).max(0).cast_unsigned();
-            if always || received.abs_diff(reported.get()) >= REPORT_BYTES {
-                reported.set(received);
-                let fetched = fetched.get().max(0).cast_unsigned();
-                host.post(&GpuReply::Progress { id: self.id, received, fetched, total });
+/// Streams all files, three at once.
+async fn stream<H: Host>(
+    fetch: &Fetch<'_, H>,
+    files: &[&ShardFile],
+    keep: bool,
+    target: &Target<'_>,
+) -> Result<(), Error> {
+    let passed = |from_storage: i64, from_network: i64| fetch.passed(from_storage, from_network);
+    let way = fetch.way(keep, &passed);
+    fetch.report();
+    // Each lane takes the next file when it has finished one.
+    let next = Cell::new(0);
+    // Boxed: three lanes inlined into one another are 8 KB.
+    let lane = || -> Pin<Box<dyn Future<Output = Result<(), Error>> + '_>> {
+        Box::pin(async {
+            while let Some(file) = files.get(next.replace(next.get() + 1)) {
+                way.load(file, &mut ShardSink { target, file }).await?;
             }
-        };
-        let passed = |from_storage: i64, from_network: i64| {
-            stored.set(stored.get() + from_storage);
-            fetched.set(fetched.get() + from_network);
-            report(false);
-        };
-        let way = Way { host, base_url: self.base_url, keep, cancel: self.cancel, passed: &passed };
-        report(true);
-        // Each lane takes the next file when it has finished one.
-        let next = Cell::new(0);
-        // Boxed: three lanes inlined into one another are 8 KB.
-        let lane = || -> Pin<Box<dyn Future<Output = Result<(), Error>> + '_>> {
-            Box::pin(async {
-                while let Some(file) = files.get(next.replace(next.get() + 1)) {
-                    way.load(file, &mut ShardSink { target, file }).await?;
-                }
-                Ok(())
-            })
-        };
-        futures::try_join!(lane(), lane(), lane())?;
-        report(true);
-        Ok(Origin { stored: stored.get().max(0).cast_unsigned(), fetched: fetched.get().max(0).cast_unsigned() })
-    }
+            Ok(())
+        })
+    };
+    futures::try_join!(lane(), lane(), lane())?;
+    fetch.report();
+    Ok(())
 }
 
 /// Where the files go.
@@ -259,27 +265,24 @@ impl Sink for ShardSink<'_> {
             expect(tensors, "b_enc", "F32", &[latents.into()])?;
             return expect(tensors, "b_dec", "F32", &[d_model.into()]).map(drop);
         }
-        let (rows, width) = (u64::from(self.file.rows), u64::from(tier.tier.width(d_model)));
-        match tier.tier {
-            Tier::F16 => expect(tensors, "weight", "F16", &[rows, width])?,
-            Tier::Int8 => {
-                expect(tensors, "scale", "F32", &[rows])?;
-                expect(tensors, "weight", "I8", &[rows, width])?
-            }
-            Tier::Int4 => {
-                expect(tensors, "scale", "F16", &[rows, width / u64::from(api::shards::INT4_GROUP)])?;
-                expect(tensors, "weight", "U8", &[rows, width / 2])?
-            }
-            Tier::Slice => {
-                self.target.biases.borrow_mut().rows.resize(tier.rows as usize, 0);
-                expect(tensors, "latents", "I32", &[rows])?;
-                expect(tensors, "weight", "F16", &[rows, width])?
-            }
-        };
-        Ok(())
+        if tier.tier == Tier::Slice {
+            self.target.biases.borrow_mut().rows.resize(tier.rows as usize, 0);
+        }
+        expect_rows(tensors, tier.tier, self.file.rows, d_model)
     }
 
-    fn take(&mut self, tensor: &Tensor, offset: u64, piece: &[u8]) -> Result<(), Error> {
+    fn begin_again(&mut self) -> bool {
+        true
+    }
+
+    fn take<'a>(&'a mut self, tensor: &'a Tensor, offset: u64, piece: &'a [u8]) -> Taking<'a> {
+        Box::pin(ready(self.put(tensor, offset, piece)))
+    }
+}
+
+impl ShardSink<'_> {
+    /// Puts a piece where it belongs.
+    fn put(&self, tensor: &Tensor, offset: u64, piece: &[u8]) -> Result<(), Error> {
         let Target { tier, d_model, latents, .. } = *self.target;
         let first = u64::from(self.file.first_row);
         let mut biases = self.target.biases.borrow_mut();
@@ -313,6 +316,30 @@ impl Sink for ShardSink<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// The tensors of a shard of `rows` rows, as [`api::shards`] has them.
+///
+/// # Errors
+/// [`Error::Safetensors`] if one is missing or not as expected.
+pub fn expect_rows(tensors: &[Tensor], tier: Tier, rows: u32, d_model: u32) -> Result<(), Error> {
+    let (rows, width) = (u64::from(rows), u64::from(tier.width(d_model)));
+    match tier {
+        Tier::F16 => expect(tensors, "weight", "F16", &[rows, width])?,
+        Tier::Int8 => {
+            expect(tensors, "scale", "F32", &[rows])?;
+            expect(tensors, "weight", "I8", &[rows, width])?
+        }
+        Tier::Int4 => {
+            expect(tensors, "scale", "F16", &[rows, width / u64::from(api::shards::INT4_GROUP)])?;
+            expect(tensors, "weight", "U8", &[rows, width / 2])?
+        }
+        Tier::Slice => {
+            expect(tensors, "latents", "I32", &[rows])?;
+            expect(tensors, "weight", "F16", &[rows, width])?
+        }
+    };
+    Ok(())
 }
 
 fn copy_floats(to: &mut [f32], offset: u64, piece: &[u8]) {

@@ -1,15 +1,17 @@
 //! A request in, a reply and its buffers out.
 
+mod numbers;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use api::gpu::{Compute, Fault, GpuReply, GpuRequest};
 use api::{SaeManifest, Tier};
-use half::f16;
-use shaders::{Cancel, MapShape, TopK};
+use shaders::{Cancel, Canvas, MapShape, Screen};
 
 use crate::Error;
+use crate::facts::{Encoded, floats_of_halves};
 use crate::load::{Source, small_file};
 use crate::sae::{LoadedEngine, Wanted};
 use crate::store::Store;
@@ -25,8 +27,8 @@ pub trait Host: Source + Store {
     /// A clock, in milliseconds.
     fn now_ms(&self) -> f64;
 
-    /// The GPU's name, where the host knows it better than the device.
-    async fn adapter_name(&self) -> Option<String>;
+    /// The GPU's name, and whether it is the CPU in disguise, where the host knows it better than the device.
+    async fn adapter(&self) -> Option<(String, bool)>;
 
     /// A small text of an earlier visit.
     async fn recall(&self, key: &str) -> Option<String>;
@@ -68,13 +70,16 @@ pub struct Worker<H> {
     host: H,
     cancels: Cancels,
     engine: Option<LoadedEngine>,
-    /// The last encode, for maps.
-    top: Option<TopK>,
+    /// The last encode, for maps and numbers.
+    encoded: Option<Encoded>,
+    /// What the page gave away to be drawn on, and the hold that the device has of it.
+    screen: Option<Screen>,
+    canvas: Option<Canvas>,
 }
 
 impl<H: Host> Worker<H> {
     pub fn new(host: H) -> Self {
-        Self { host, cancels: Cancels::default(), engine: None, top: None }
+        Self { host, cancels: Cancels::default(), engine: None, encoded: None, screen: None, canvas: None }
     }
 
     pub fn host(&self) -> &H {
@@ -83,6 +88,11 @@ impl<H: Host> Worker<H> {
 
     pub fn cancels(&self) -> Cancels {
         self.cancels.clone()
+    }
+
+    /// From now on this is drawn on.
+    pub fn set_screen(&mut self, screen: Screen) {
+        (self.screen, self.canvas) = (Some(screen), None);
     }
 
     /// Handles one message; what goes wrong becomes [`GpuReply::Failed`]. `None`: nothing to answer.
@@ -95,6 +105,11 @@ impl<H: Host> Worker<H> {
             GpuRequest::Load { id, base_url, tier, compute } => (id, self.load(id, base_url, tier, compute).await),
             GpuRequest::Encode { id, tokens } => (id, self.encode(id, tokens, buffers).await),
             GpuRequest::Map { id, feature, start, grid, size } => (id, self.map(id, feature, start, grid, size).await),
+            GpuRequest::Rank { id, .. }
+            | GpuRequest::Facts { id, .. }
+            | GpuRequest::Reconstruct { id }
+            | GpuRequest::Neighbours { id, .. } => (id, self.numbers(id, &request, buffers).await),
+            GpuRequest::Draw { id, grid, size } => (id, self.draw(id, grid, size, buffers)),
             GpuRequest::Cancel { id } => {
                 self.cancels.of(id).cancel();
                 return None;
@@ -110,15 +125,25 @@ impl<H: Host> Worker<H> {
 
     /// The answer to a request that failed. A device that is lost or has reported an error stays so: it is let go.
     fn give_up(&mut self, id: u32, error: &Error) -> Answer {
-        if error.is_lost() {
-            (self.engine, self.top) = (None, None);
-        }
+        self.let_go_if_lost(error);
         failed(Some(id), error)
+    }
+
+    /// Whether the device was let go. What was encoded stays: the CPU can answer questions about it.
+    fn let_go_if_lost(&mut self, error: &Error) -> bool {
+        match (error, &mut self.engine) {
+            (Error::Shaders(cause), Some(loaded)) if error.is_lost() && loaded.gpu().is_some() => {
+                loaded.let_go(cause.clone());
+                self.canvas = None;
+                true
+            }
+            _ => false,
+        }
     }
 
     async fn load(&mut self, id: u32, base_url: String, tier: Option<Tier>, compute: Compute) -> Result<Answer, Error> {
         // The old one goes first: there may not be room for both.
-        (self.engine, self.top) = (None, None);
+        (self.engine, self.encoded, self.canvas) = (None, None, None);
         let json = small_file(&self.host, &format!("{base_url}{}", api::shards::MANIFEST), MAX_MANIFEST_BYTES).await?;
         let manifest: SaeManifest =
             serde_json::from_slice(&json).map_err(|error| Error::Manifest(error.to_string()))?;
@@ -133,15 +158,16 @@ impl<H: Host> Worker<H> {
     /// Encodes one buffer of f16 `[tokens, d_model]`, and for a slice one of f32 `[tokens]`.
     async fn encode(&mut self, id: u32, tokens: u32, buffers: &[Vec<u8>]) -> Result<Answer, Error> {
         let cancel = self.cancels.of(id);
+        self.encoded = None;
         let loaded = self.engine.as_ref().ok_or(Error::NotLoaded)?;
         let expected = 1 + usize::from(loaded.is_slice());
         if buffers.len() != expected {
             return Err(Error::Message(format!("encode came with {} buffers; expected {expected}", buffers.len())));
         }
         let d_model = loaded.d_model();
-        let (hidden, expected) = (&buffers[0], u64::from(tokens) * u64::from(d_model) * 2);
-        if hidden.len() as u64 != expected {
-            let given = hidden.len();
+        let (bytes, expected) = (&buffers[0], u64::from(tokens) * u64::from(d_model) * 2);
+        if bytes.len() as u64 != expected {
+            let given = bytes.len();
             let expected = format!("{tokens} tokens × {d_model} f16 = {expected}");
             return Err(Error::Message(format!("the hidden states have {given} bytes; expected {expected}")));
         }
@@ -153,33 +179,31 @@ impl<H: Host> Worker<H> {
             None => Vec::new(),
         };
         let start = self.host.now_ms();
-        let hidden: Vec<f32> =
-            hidden.as_chunks::<2>().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect();
+        let hidden: Vec<f32> = floats_of_halves(bytes).collect();
         let top = loaded.encode(&hidden, tokens, &thresholds, &cancel).await?;
         let ms = (self.host.now_ms() - start) as f32;
-        let indices = top.top_indices.iter().flat_map(|latent| latent.to_le_bytes()).collect();
-        let acts = bytes_of(&top.top_acts);
+        let buffers = vec![bytes_of_words(&top.top_indices), bytes_of(&top.top_acts)];
         let reply = GpuReply::Encoded { id, tokens, k: top.k, ms };
-        self.top = Some(top);
-        Ok(Answer { reply, buffers: vec![indices, acts] })
+        self.encoded = Some(Encoded { top, hidden: bytes.clone() });
+        Ok(Answer { reply, buffers })
     }
 
     /// Draws one feature of the last encode.
     async fn map(&self, id: u32, feature: u32, start: u32, grid: [u32; 2], size: [u32; 2]) -> Result<Answer, Error> {
         let loaded = self.engine.as_ref().ok_or(Error::NotLoaded)?;
-        let top = self.top.as_ref().ok_or(Error::NotEncoded)?;
+        let encoded = self.encoded.as_ref().ok_or(Error::NotEncoded)?;
         let latents = loaded.latents();
         if feature >= latents {
             return Err(Error::NoFeature { feature, latents });
         }
-        let map = loaded.engine.map(top, feature, start, MapShape::new(grid, size)?).await?;
+        let map = loaded.engine()?.map(&encoded.top, feature, start, MapShape::new(grid, size)?).await?;
         let max = map.iter().copied().fold(0.0, f32::max);
         Ok(Answer { reply: GpuReply::Map { id, size, max }, buffers: vec![bytes_of(&map)] })
     }
 
     fn break_with(&self, fault: Fault) {
-        if let Some(loaded) = &self.engine {
-            loaded.engine.break_with(fault);
+        if let Some(Ok(engine)) = self.engine.as_ref().map(LoadedEngine::engine) {
+            engine.break_with(fault);
         }
     }
 }
@@ -192,6 +216,10 @@ pub fn failed(id: Option<u32>, error: &Error) -> Answer {
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn bytes_of_words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 fn floats_of(bytes: &[u8]) -> Vec<f32> {

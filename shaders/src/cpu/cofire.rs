@@ -11,8 +11,10 @@ pub(crate) fn by_latent(features: &[u32]) -> Result<Vec<[u32; 2]>, Error> {
         let expected = format!("1 to {MAX_FEATURES}");
         return Err(Error::Size { what: "number of features", given: features.len() as u64, expected });
     }
-    let mut listed: Vec<[u32; 2]> = features.iter().copied().zip(0..).map(|(latent, place)| [latent, place]).collect();
-    listed.sort_unstable();
+    let mut keys: Vec<u64> =
+        features.iter().zip(0u64..).map(|(&latent, place)| u64::from(latent) << 32 | place).collect();
+    keys.sort_unstable();
+    let listed: Vec<[u32; 2]> = keys.iter().map(|key| [(key >> 32) as u32, *key as u32]).collect();
     match listed.windows(2).find(|pair| pair[0][0] == pair[1][0]) {
         Some(pair) => {
             let expected = "listed once, but it is there twice".to_owned();

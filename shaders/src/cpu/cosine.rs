@@ -59,10 +59,17 @@ pub fn similarities(row: &[f32], rows: &[f32]) -> Result<Vec<f32>, Error> {
 /// The `n` most similar rows and their cosines, falling, ties to the lower index; `exclude` is the row itself.
 #[must_use]
 pub fn nearest(similarities: &[f32], n: usize, exclude: Option<u32>) -> Vec<(u32, f32)> {
-    // Adding 0 turns -0 into 0: they are a tie.
-    let indexed = (0..).zip(similarities.iter().map(|similarity| similarity + 0.0));
-    let mut ranked: Vec<(u32, f32)> = indexed.filter(|&(index, _)| Some(index) != exclude).collect();
-    ranked.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    ranked.truncate(n);
-    ranked
+    let listed = (0..).zip(similarities).filter(|&(index, _)| Some(index) != exclude);
+    let mut keys: Vec<u64> = listed.map(|(index, similarity)| key(*similarity, index)).collect();
+    keys.sort_unstable();
+    let ranked = keys.iter().take(n).map(|&key| key as u32);
+    ranked.map(|index| (index, similarities[index as usize] + 0.0)).collect()
+}
+
+/// Rises as the rank falls: falling similarity, then rising index.
+fn key(similarity: f32, index: u32) -> u64 {
+    // Adding 0 turns -0 into 0: they are a tie. The bits of negative numbers rise as the numbers fall.
+    let bits = (similarity + 0.0).to_bits();
+    let falling = if bits >> 31 == 0 { !bits ^ (1 << 31) } else { bits };
+    u64::from(falling) << 32 | u64::from(index)
 }

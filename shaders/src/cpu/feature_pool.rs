@@ -3,8 +3,6 @@
 //! A sum is a whole number of units, so it is the same in any order, on any device. The unit is a power of two, such
 //! that tokens × largest activation is between 2^30 and 2^31 units; an activation is rounded to the nearest one.
 
-use std::collections::BTreeMap;
-
 use crate::pooled::{Selection, Total};
 use crate::{Error, PoolBy, Pooled, TopK};
 
@@ -16,12 +14,16 @@ use crate::{Error, PoolBy, Pooled, TopK};
 /// [`Error::Size`] for a token or latent out of range; [`Error::Length`], [`Error::NotFinite`] if `top` is malformed.
 pub fn feature_pool(top: &TopK, latents: u32, tokens: &[u32], by: PoolBy, n: usize) -> Result<Vec<Pooled>, Error> {
     let selection = Selection::new(top, tokens, latents)?;
-    let mut totals: BTreeMap<u32, (u32, f32)> = BTreeMap::new();
-    for (&feature, &act) in selection.indices.iter().zip(&selection.acts).filter(|&(_, &act)| act > 0.0) {
-        let (sum, max) = totals.entry(feature).or_default();
-        *sum += selection.units(act);
-        *max = act.max(*max);
-    }
-    let totals = totals.into_iter().map(|(feature, (sum, max))| Total { feature, sum, max });
+    let entries = selection.indices.iter().zip(&selection.acts).filter(|&(_, &act)| act > 0.0);
+    // Feature above, activation below.
+    let mut keys: Vec<u64> =
+        entries.map(|(&feature, act)| u64::from(feature) << 32 | u64::from(act.to_bits())).collect();
+    keys.sort_unstable();
+    let groups = keys.chunk_by(|a, b| a >> 32 == b >> 32);
+    let totals = groups.map(|group| {
+        let acts = || group.iter().map(|&key| f32::from_bits(key as u32));
+        let sum = acts().map(|act| selection.units(act)).sum();
+        Total { feature: (group[0] >> 32) as u32, sum, max: acts().fold(0.0, f32::max) }
+    });
     Ok(selection.strongest(totals, by, n))
 }

@@ -25,6 +25,7 @@ pub fn write_shards<B: Backend>(plan: &Plan, sprites: &Sprites, out: &Path, devi
     let folder = out.join("sae").join(plan.hook_point());
     let hidden = HiddenStates { name: format!("patches of {} sample pictures", pictures.len()), values };
     let options = QuantizeOptions {
+        decoder: true,
         hidden: Some(hidden),
         ..QuantizeOptions::new(&folder, folder.join(BROWSER_FOLDER), &[Tier::F16, Tier::Int8, Tier::Int4])
     };

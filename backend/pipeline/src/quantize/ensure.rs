@@ -8,7 +8,7 @@ use api::shards::Tier;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
-/// What is made where there is nothing.
+/// What is made where there is nothing; each with its decoder, for reconstructions and neighbours.
 const TIERS: [Tier; 3] = [Tier::F16, Tier::Int8, Tier::Int4];
 /// Digits of the checkpoint's hash that name its folder in the cache.
 const DIGITS: usize = 16;
@@ -45,7 +45,7 @@ pub fn ensure(sae: &Path, cache: Option<&Path>) -> Result<Shards, QuantizeError>
         }
         (Err(error), None) => return Err(error),
     };
-    let options = QuantizeOptions::new(sae, &out, &TIERS);
+    let options = QuantizeOptions { decoder: true, ..QuantizeOptions::new(sae, &out, &TIERS) };
     let manifest = run(&source, Some(sha256), &options, &|doing| tracing::debug!("{doing}"))?;
     Ok(Shards { folder: out, manifest, made: true })
 }

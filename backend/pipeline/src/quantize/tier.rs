@@ -76,13 +76,49 @@ impl Job<'_> {
             Matrix::Encoder => format!("{tier}-{number:03}"),
             Matrix::Decoder => format!("{tier}-decoder-{number:03}"),
         };
+        let mut tensors = described(tier, d_model, rows.end - rows.start);
+        if matrix == Matrix::Decoder {
+            tensors.reverse();
+        }
         let mut writer = folder.create(&stem)?;
-        writer.write(&self.header(
-            Some((tier, matrix)),
-            rows.start,
-            &described(tier, d_model, rows.end - rows.start),
-        ))?;
-        let (mut values, mut packed, mut scales) = (Vec::new(), Packed::default(), Vec::new());
+        writer.write(&self.header(Some((tier, matrix)), rows.start, &tensors))?;
+        // What lies beside the weights: a slice's latents, or the scales.
+        let mut side = Vec::new();
+        if tier == Tier::Slice {
+            let latents = &self.slice[rows.start as usize..rows.end as usize];
+            side = le_bytes(latents, |latent| (latent as i32).to_le_bytes());
+        }
+        if matrix == Matrix::Decoder {
+            if scale_bytes(tier, d_model) > 0 {
+                self.each_piece(tier, matrix, &rows, &mut |packed| {
+                    side.extend_from_slice(&packed.scale);
+                    Ok(())
+                })?;
+            }
+            writer.write(&side)?;
+        }
+        self.each_piece(tier, matrix, &rows, &mut |packed| {
+            if matrix == Matrix::Encoder {
+                side.extend_from_slice(&packed.scale);
+            }
+            writer.write(&packed.weight)
+        })?;
+        if matrix == Matrix::Encoder {
+            writer.write(&side)?;
+        }
+        folder.add(writer, rows.start, rows.end - rows.start)
+    }
+
+    /// Reads and quantises some rows, a piece at a time.
+    fn each_piece(
+        &self,
+        tier: Tier,
+        matrix: Matrix,
+        rows: &Range<u32>,
+        each: &mut dyn FnMut(&Packed) -> Result<(), QuantizeError>,
+    ) -> Result<(), QuantizeError> {
+        let d_model = self.source.d_model;
+        let (mut values, mut packed) = (Vec::new(), Packed::default());
         let piece = (PIECE_NUMBERS / d_model as usize).clamp(1, 1 << 16);
         for first in rows.clone().step_by(piece) {
             let some = first..rows.end.min(first.saturating_add(piece as u32));
@@ -92,16 +128,9 @@ impl Job<'_> {
                 let latent = if tier == Tier::Slice { self.slice[row] as usize } else { row };
                 self.source.weight_error(matrix, latent, problem)
             })?;
-            writer.write(&packed.weight)?;
-            scales.extend_from_slice(&packed.scale);
+            each(&packed)?;
         }
-        if tier == Tier::Slice {
-            let latents = &self.slice[rows.start as usize..rows.end as usize];
-            writer.write(&le_bytes(latents, |latent| (latent as i32).to_le_bytes()))?;
-        } else {
-            writer.write(&scales)?;
-        }
-        folder.add(writer, rows.start, rows.end - rows.start)
+        Ok(())
     }
 
     /// Rows of a tier as numbers.
@@ -129,7 +158,8 @@ impl Job<'_> {
     }
 }
 
-/// The tensors of a shard, as [`api::shards`] has them.
+/// The tensors of an encoder's shard, as [`api::shards`] has them; a decoder's has them the other way round, so that its
+/// rows can be used as they stream past.
 fn described(tier: Tier, d_model: u32, rows: u32) -> Vec<Described> {
     let rows = u64::from(rows);
     let width = u64::from(tier.width(d_model));

@@ -31,6 +31,8 @@ pub struct AnalyzeAddress {
     pub tier: Option<Tier>,
     /// What breaks on purpose.
     pub fault: Option<Fault>,
+    /// Draw on a canvas even where the GPU is software; see [`super::run::Run::draws`].
+    pub canvas: bool,
 }
 
 impl AnalyzeAddress {
@@ -54,6 +56,7 @@ impl AnalyzeAddress {
             },
             tier: Tier::from_name(&get("tier")),
             fault: Fault::from_name(&get("fault")),
+            canvas: get("canvas") == "1",
         }
     }
 
@@ -70,6 +73,7 @@ impl AnalyzeAddress {
             ("feature", number(self.feature)),
             ("compute", if self.compute == Compute::Auto { "" } else { self.compute.as_str() }.to_owned()),
             ("tier", self.tier.map_or_else(String::new, |tier| tier.to_string())),
+            ("canvas", if self.canvas { "1" } else { "" }.to_owned()),
         ]);
         format!("{}/analyze{query}", source_path(key))
     }
@@ -114,11 +118,12 @@ mod tests {
             compute: Compute::Cpu,
             tier: Some(Tier::Int8),
             fault: None,
+            canvas: true,
         };
         let path = address.path(&SourceKey::new("pocket", "3-res-3k"));
         assert_eq!(
             path,
-            "/pocket/3-res-3k/analyze?picture=dog-park&prompt=what+is+it&rank=mean&patches=3,17&feature=293&compute=cpu&tier=int8"
+            "/pocket/3-res-3k/analyze?picture=dog-park&prompt=what+is+it&rank=mean&patches=3,17&feature=293&compute=cpu&tier=int8&canvas=1"
         );
         assert_eq!(AnalyzeAddress::from_params(&params(&path)), address);
         assert_eq!(AnalyzeAddress::from_params(&params("?cpu=1")).compute, Compute::Cpu);

@@ -1,6 +1,7 @@
 //! `/{model}/{source}/analyze`: a picture, its hidden states from the server, its features from the visitor's GPU.
 
 mod address;
+mod facts;
 mod intake;
 mod result;
 mod run;
@@ -9,6 +10,7 @@ use crate::{
     api::{SourceKey, client},
     components::{Load, Skeleton},
     pages::use_source_key,
+    ranking::Ranked,
 };
 use address::AnalyzeAddress;
 use api::{FeatureSummary, Picture};
@@ -40,6 +42,12 @@ struct State {
     attempt: RwSignal<u32>,
     stage: RwSignal<Stage>,
     run: RwSignal<Option<Arc<Run>>>,
+    /// The strongest features of the places that are asked about, more than are shown.
+    ranking: RwSignal<Vec<Ranked>>,
+    /// Features named elsewhere on the page.
+    named: RwSignal<Vec<u32>>,
+    /// The visitor wants a large decoder.
+    decoder: RwSignal<bool>,
     /// The patch under the pointer.
     hovered: RwSignal<Option<u32>>,
     /// The feature whose row is under the pointer.
@@ -57,6 +65,11 @@ impl State {
 
     fn retry(self) {
         self.attempt.update(|attempt| *attempt += 1);
+    }
+
+    /// Whether the page still shows this analysis.
+    fn shows(self, run: &Arc<Run>) -> bool {
+        self.run.try_get_untracked().flatten().is_some_and(|now| Arc::ptr_eq(&now, run))
     }
 }
 
@@ -76,6 +89,9 @@ pub fn AnalyzePage() -> impl IntoView {
         attempt: RwSignal::new(0),
         stage: RwSignal::new(Stage::Idle),
         run: RwSignal::new(None),
+        ranking: RwSignal::new(Vec::new()),
+        named: RwSignal::new(Vec::new()),
+        decoder: RwSignal::new(false),
         hovered: RwSignal::new(None),
         pointed: RwSignal::new(None),
         summaries: RwSignal::new(BTreeMap::new()),

@@ -2,6 +2,7 @@
 
 use super::{
     AnalyzeAddress, State,
+    facts::{Explained, InThisPicture},
     run::{Run, Stage, cancel},
 };
 use crate::{
@@ -11,12 +12,17 @@ use crate::{
     gpu, heat,
     ranking::{RankBy, Ranked},
 };
-use api::{Picture, Tier, gpu::Compute};
-use leptos::{ev, prelude::*, task::spawn_local};
+use api::{
+    Picture, Tier,
+    gpu::{Compute, ComputePath},
+};
+use leptos::{ev, html, prelude::*, task::spawn_local};
 use std::{sync::Arc, time::Duration};
 
 /// Rows of the ranking.
-const ROWS: usize = 20;
+pub const ROWS: usize = 20;
+/// Features of the ranking: the first one has its labels fetched ahead.
+pub const AHEAD: usize = 96;
 
 /// Which positions the ranking is about: the token, the patch under the pointer, the picked patches, or all patches.
 fn positions(state: State, run: &Run) -> Vec<u32> {
@@ -24,23 +30,52 @@ fn positions(state: State, run: &Run) -> Vec<u32> {
     if let Some(patch) = state.hovered.get().and_then(|patch| run.base.get(patch as usize)) {
         return vec![*patch];
     }
-    if let Some(token) = address.token {
-        return vec![token];
+    match address.token {
+        Some(token) => vec![token],
+        None => picked_or_all(state, run),
     }
-    let picked: Vec<u32> = address.patches.iter().filter_map(|patch| run.base.get(*patch as usize)).copied().collect();
+}
+
+/// Positions of the picked patches, or of all.
+pub fn picked_or_all(state: State, run: &Run) -> Vec<u32> {
+    let picked: Vec<u32> = state
+        .address
+        .with(|address| address.patches.iter().filter_map(|patch| run.base.get(*patch as usize)).copied().collect());
     if picked.is_empty() { run.base.clone() } else { picked }
 }
 
-/// The ranking on the screen.
-pub fn rows_of(state: State, run: &Run) -> Vec<Ranked> {
-    run.acts.rank(&positions(state, run), state.address.get().rank, ROWS)
+/// Keeps the ranking: of one position at once, of more by the worker that has encoded them.
+pub fn follow_ranking(state: State) {
+    let newest = StoredValue::new(0_u32);
+    let put = move |ranking: Vec<Ranked>| {
+        // Rows that stay the same stay as they are, with the pointer on one of them.
+        if state.ranking.with_untracked(|old| *old != ranking) {
+            state.ranking.set(ranking);
+        }
+    };
+    Effect::new(move |_| {
+        newest.update_value(|number| *number += 1);
+        let number = newest.get_value();
+        let Some(run) = state.run.get() else { return put(Vec::new()) };
+        let (positions, by) = (positions(state, &run), state.address.get().rank);
+        if positions.len() < 2 || run.computed == ComputePath::Server {
+            return put(run.acts.rank(&positions, by, AHEAD));
+        }
+        spawn_local(async move {
+            let ranked = gpu::rank(&positions, by, AHEAD).await;
+            if newest.try_get_value() == Some(number) {
+                // A worker that is busy or gone: the page does it itself.
+                put(ranked.unwrap_or_else(|_| run.acts.rank(&positions, by, AHEAD)));
+            }
+        });
+    });
 }
 
 /// The feature that lights the picture: under the pointer, kept, or the first of the ranking.
 fn lit_feature(state: State) -> Option<u32> {
-    let run = state.run.get()?;
+    state.run.get()?;
     let kept = state.pointed.get().or(state.address.get().feature);
-    kept.or_else(|| rows_of(state, &run).first().map(|row| row.feature))
+    kept.or_else(|| state.ranking.with(|rows| rows.first().map(|row| row.feature)))
 }
 
 fn name(state: State, feature: u32) -> String {
@@ -74,6 +109,8 @@ pub fn Picked(state: State, picture: Picture) -> impl IntoView {
         on_cleanup(move || handle.remove());
     });
     let smooth = smooth_mask(state, lit);
+    let canvas = NodeRef::new();
+    let drawn = draw_light(state, values, canvas);
     view! {
         <PatchPicture
             url=Signal::stored(picture.url)
@@ -86,7 +123,9 @@ pub fn Picked(state: State, picture: Picture) -> impl IntoView {
             picked=Signal::derive(move || state.address.get().patches)
             on_pick=move |patch| state.update(|address| address.toggle_patch(patch))
             smooth=smooth
-        />
+        >
+            <canvas class="lit-canvas" class:drawn=move || drawn.get() node_ref=canvas aria-hidden="true"></canvas>
+        </PatchPicture>
         <Prompt state lit />
         {move || {
             let notice = state.run.get()?.notice.clone()?;
@@ -95,6 +134,8 @@ pub fn Picked(state: State, picture: Picture) -> impl IntoView {
         <p class="path mono" data-testid="analyze-path">
             {move || state.run.get().map(|run| run.path.clone())}
         </p>
+        <Explained state />
+        <InThisPicture state lit />
         {move || state.run.get().map(|run| view! { <Where state why=run.why.clone() /> })}
     }
 }
@@ -137,7 +178,8 @@ const SMOOTH: [u32; 2] = [192, 192];
 /// How long a feature stays lit before its smooth map is asked for: a passing pointer asks for none.
 const DWELL: Duration = Duration::from_millis(80);
 
-/// The worker's upsampled map of the lit feature. It follows the coarse mask, which is there at once.
+/// The worker's upsampled map of the lit feature, where there is no canvas. It follows the coarse mask, which is there at
+/// once.
 fn smooth_mask(state: State, lit: Memo<Option<u32>>) -> Signal<Option<String>> {
     let mask = RwSignal::new(None::<String>);
     Effect::new(move |_| {
@@ -146,12 +188,12 @@ fn smooth_mask(state: State, lit: Memo<Option<u32>>) -> Signal<Option<String>> {
         }
         let (Some(run), Some(feature)) = (state.run.get(), lit.get()) else { return };
         let Some(start) = run.base.first().copied() else { return };
+        if run.draws(state.address.get_untracked().canvas) {
+            return;
+        }
         let is_current = {
             let run = Arc::clone(&run);
-            move || {
-                let same_run = state.run.try_get_untracked().flatten().is_some_and(|now| Arc::ptr_eq(&now, &run));
-                same_run && lit.try_get_untracked().flatten() == Some(feature)
-            }
+            move || state.shows(&run) && lit.try_get_untracked().flatten() == Some(feature)
         };
         let ask = async move {
             if !is_current() {
@@ -166,6 +208,43 @@ fn smooth_mask(state: State, lit: Memo<Option<u32>>) -> Signal<Option<String>> {
         set_timeout(move || spawn_local(ask), DWELL);
     });
     mask.into()
+}
+
+/// How long the canvas may show the light of the feature before: then the mask, which is there at once, takes its place.
+const PATIENCE: Duration = Duration::from_millis(150);
+
+/// The light of the lit feature, drawn on the canvas by the GPU; whether the canvas shows it.
+fn draw_light(state: State, values: Memo<Vec<f32>>, canvas: NodeRef<html::Canvas>) -> RwSignal<bool> {
+    let drawn = RwSignal::new(false);
+    let given_away = StoredValue::new(false);
+    // Drawings asked for, and the last one that was answered.
+    let numbers = StoredValue::new([0_u32; 2]);
+    Effect::new(move |_| {
+        numbers.update_value(|[asked, _]| *asked += 1);
+        let [number, _] = numbers.get_value();
+        let values = values.get();
+        let scale = heat::maximum(&values);
+        let run = state.run.get().filter(|run| scale > 0.0 && run.draws(state.address.get_untracked().canvas));
+        let (Some(run), Some(element)) = (run, canvas.get()) else { return drawn.set(false) };
+        let light: Vec<f32> = values.iter().map(|value| heat::brightness(value / scale)).collect();
+        let size = browser::device_pixels(&element);
+        let screen = (!given_away.get_value()).then(|| element.transfer_control_to_offscreen().ok()).flatten();
+        given_away.set_value(true);
+        spawn_local(async move {
+            let done = gpu::draw(&light, run.grid, size, screen).await.is_ok();
+            if numbers.try_get_value().is_some_and(|[asked, _]| asked == number) {
+                numbers.set_value([number, number]);
+                drawn.set(done);
+            }
+        });
+        let give_up = move || {
+            if numbers.try_get_value().is_some_and(|[asked, answered]| asked == number && answered != number) {
+                drawn.set(false);
+            }
+        };
+        set_timeout(give_up, PATIENCE);
+    });
+    drawn
 }
 
 /// The prompt's tokens, lit by the same feature.
@@ -231,7 +310,7 @@ pub fn Waiting(state: State) -> impl IntoView {
                                     class="button"
                                     on:click=move |_| {
                                         cancel();
-                                        gpu::cancel();
+                                        gpu::cancel(false);
                                         state.stage.set(Stage::Idle);
                                     }
                                 >
@@ -274,7 +353,6 @@ fn weights_line(progress: gpu::Progress, now: f64) -> String {
 /// The ranked features.
 #[component]
 pub fn Rows(state: State) -> impl IntoView {
-    let ranking = Memo::new(move |_| state.run.get().map_or_else(Vec::new, |run| rows_of(state, &run)));
     let lit = Memo::new(move |_| lit_feature(state));
     let heading = move || {
         let run = state.run.get()?;
@@ -304,9 +382,10 @@ pub fn Rows(state: State) -> impl IntoView {
             .to_vec()
     });
     let rows = move || {
-        let rows = ranking.get();
+        let rows = state.ranking.get();
         let scale = rows.first().map_or(0.0, |row| row.value);
         rows.into_iter()
+            .take(ROWS)
             .map(|row| {
                 let feature = row.feature;
                 view! {

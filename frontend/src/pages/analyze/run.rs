@@ -1,24 +1,25 @@
 //! One analysis: hidden states from the server, features from the GPU worker, labels from the server.
 
-use super::State;
+use super::{
+    State,
+    result::{AHEAD, ROWS},
+};
 use crate::{
     api::{Answer, SourceKey, client, local_problem},
     components::ProblemView,
     gpu,
     http::{self, CANCELLED, OwnFile, PictureInput},
     links::api_path,
-    ranking::{RankBy, TopActs},
+    ranking::TopActs,
 };
 use api::{
     ErrorCode, FeatureQuery, Problem, Tier, TokenKind, TokenSpan,
-    gpu::{Compute, Fault},
+    gpu::{Compute, ComputePath, Fault},
 };
 use leptos::{prelude::*, task::spawn_local};
 use std::{cell::RefCell, collections::BTreeSet, sync::Arc};
 use web_sys::{AbortController, File, Url};
 
-/// Labels fetched ahead: the strongest features of the picture.
-const AHEAD: usize = 96;
 /// Features per request for labels.
 const BATCH: usize = 96;
 
@@ -80,6 +81,12 @@ pub struct Run {
     pub base: Vec<u32>,
     /// Positions and strings of the text tokens.
     pub text: Vec<(u32, String)>,
+    /// Where it was computed.
+    pub computed: ComputePath,
+    /// The GPU there is software.
+    software: bool,
+    /// Bytes of the decoder, if it can be had there.
+    pub decoder: Option<u64>,
     /// What computed it.
     pub path: String,
     /// Why that, and where the autoencoder came from.
@@ -95,6 +102,9 @@ impl Run {
         let server = engine_line(engine);
         Self {
             acts: encoded.acts,
+            computed: encoded.loaded.path,
+            software: encoded.loaded.software,
+            decoder: encoded.loaded.decoder,
             grid: header.grid,
             base: positions(&header.spans, TokenKind::Base),
             text: text_tokens(&header.spans),
@@ -103,6 +113,12 @@ impl Run {
             notice: encoded.notice,
             provenance: header.provenance,
         }
+    }
+
+    /// Whether light may be drawn on a canvas by the device that computed. Chromium without a GPU loses the device, and
+    /// all its work, over a canvas (seen in 156, unless its own drawing is by Vulkan, too): there it has to be `forced`.
+    pub fn draws(&self, forced: bool) -> bool {
+        self.computed == ComputePath::WebGpu && (forced || !self.software)
     }
 }
 
@@ -156,6 +172,7 @@ pub fn follow(state: State) {
     Effect::new(move |_| {
         let (key, input, prompt, how, _) = wanted.get();
         cancel();
+        gpu::cancel(true);
         state.run.set(None);
         state.hovered.set(None);
         let Some(input) = input else {
@@ -186,6 +203,7 @@ pub fn follow(state: State) {
         });
     });
     on_cleanup(cancel);
+    super::result::follow_ranking(state);
     follow_labels(state);
 }
 
@@ -254,7 +272,8 @@ fn gpu_problem(detail: String) -> Problem {
     local_problem(ErrorCode::Internal, "The features could not be computed", format!("{detail}. {help}"))
 }
 
-/// Fetches the labels of the strongest features ahead, of the kept feature, and of every row that is shown without one.
+/// Fetches the labels of the strongest features ahead, of the kept feature, of every row that is shown without one, and
+/// of what else is named on the page.
 fn follow_labels(state: State) {
     let client = client();
     let asked = StoredValue::new(BTreeSet::<u32>::new());
@@ -267,12 +286,13 @@ fn follow_labels(state: State) {
         key
     });
     Effect::new(move |_| {
-        let Some(run) = state.run.get() else { return };
-        let mut wanted: Vec<u32> = super::result::rows_of(state, &run).iter().map(|row| row.feature).collect();
-        wanted.extend(state.address.get().feature);
-        if asked.with_value(BTreeSet::is_empty) {
-            wanted.extend(run.acts.rank(&run.base, RankBy::Max, AHEAD).iter().map(|row| row.feature));
+        let shown = if asked.with_value(BTreeSet::is_empty) { AHEAD } else { ROWS };
+        let mut wanted = state.ranking.with(|rows| rows.iter().take(shown).map(|row| row.feature).collect::<Vec<_>>());
+        if wanted.is_empty() {
+            return;
         }
+        wanted.extend(state.named.get());
+        wanted.extend(state.address.get().feature);
         wanted.retain(|feature| asked.try_update_value(|asked| asked.insert(*feature)).unwrap_or(false));
         for batch in wanted.chunks(BATCH) {
             let ids = batch.iter().map(u32::to_string).collect::<Vec<_>>().join(",");

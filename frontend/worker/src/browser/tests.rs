@@ -5,7 +5,7 @@
 use api::Tier;
 use api::gpu::{Compute, ComputePath, Fault, LoadedSae};
 use wasm_bindgen_test::{wasm_bindgen_test, wasm_bindgen_test_configure};
-use web_sys::{Blob, Url};
+use web_sys::{Blob, OffscreenCanvasRenderingContext2d, Url};
 
 use super::*;
 use crate::store::{Store, Writer};
@@ -137,6 +137,33 @@ async fn a_file_grows_in_place_and_is_read_from_the_beginning() {
 }
 
 #[wasm_bindgen_test]
+async fn a_stream_is_read_in_pieces_whether_it_fills_our_buffer_or_brings_its_own() {
+    let own = js_sys::Function::new_no_args(
+        "return new ReadableStream({ start(controller) {
+             controller.enqueue(new Uint8Array([1, 2, 3]));
+             controller.enqueue(new Uint8Array([4, 5]));
+             controller.close();
+         } });",
+    );
+    let own: ReadableStream = own.call0(&JsValue::NULL).unwrap().dyn_into().unwrap();
+    let parts = Array::of1(&Uint8Array::from(&[1u8, 2, 3, 4, 5][..]));
+    let ours = Blob::new_with_u8_array_sequence(&parts).unwrap().stream();
+    for (stream, reuses) in [(own, false), (ours, true)] {
+        let mut stream = BodyStream::new("five bytes", stream, 0).unwrap();
+        assert_eq!(matches!(stream.reader, BodyReader::Reusing(_)), reuses);
+        let (mut content, mut piece) = (Vec::new(), [0; 2]);
+        loop {
+            match stream.read(&mut piece).await.unwrap() {
+                0 => break,
+                length => content.extend_from_slice(&piece[..length]),
+            }
+        }
+        assert_eq!((content, stream.position()), (vec![1, 2, 3, 4, 5], 5));
+        assert_eq!(stream.read(&mut piece).await, Ok(0), "the end stays the end");
+    }
+}
+
+#[wasm_bindgen_test]
 async fn the_cache_api_will_do() {
     let caches = host().scope.caches().unwrap();
     let cache = JsFuture::from(caches.open("sae-shards")).await.unwrap().dyn_into().unwrap();
@@ -176,7 +203,10 @@ async fn a_missing_file_is_a_clear_failure() {
 fn messages_are_arrays_of_json_and_buffers() {
     let buffer = Uint8Array::from(&[1u8, 2, 3][..]).buffer();
     let message = Array::of2(&"{}".into(), &buffer);
-    assert_eq!(read_message(&message).unwrap(), ("{}".to_owned(), vec![vec![1, 2, 3]]));
+    assert_eq!(read_message(&message).unwrap(), ("{}".to_owned(), vec![vec![1, 2, 3]], None));
+    let canvas = OffscreenCanvas::new(2, 2).unwrap();
+    let with_canvas = Array::of2(&"{}".into(), &canvas);
+    assert_eq!(read_message(&with_canvas).unwrap(), ("{}".to_owned(), Vec::new(), Some(canvas)));
     for wrong in [JsValue::NULL, Array::new().into(), Array::of2(&"{}".into(), &1.into()).into()] {
         assert!(matches!(read_message(&wrong), Err(Error::Message(_))), "{wrong:?}");
     }
@@ -184,4 +214,46 @@ fn messages_are_arrays_of_json_and_buffers() {
     let cancel = Array::of1(&r#"{"cancel":{"id":7}}"#.into());
     assert!(cancels_at_once(&cancel, &cancels) && cancels.of(7).check().is_err());
     assert!(!cancels_at_once(&message, &cancels));
+}
+
+/// What a canvas shows, `[height, width, 4]`.
+fn pixels(canvas: &OffscreenCanvas) -> Vec<u8> {
+    let (width, height) = (canvas.width(), canvas.height());
+    let copy = OffscreenCanvas::new(width, height).unwrap();
+    let context: OffscreenCanvasRenderingContext2d = copy.get_context("2d").unwrap().unwrap().dyn_into().unwrap();
+    context.draw_image_with_offscreen_canvas(canvas, 0.0, 0.0).unwrap();
+    context.get_image_data(0.0, 0.0, f64::from(width), f64::from(height)).unwrap().data().0
+}
+
+#[wasm_bindgen_test]
+async fn light_is_drawn_on_a_canvas_also_by_the_next_device() {
+    let sample = Sample::new(512, 32, 8);
+    serve_files(&sample, "/canvas/");
+    let mut worker = Worker::new(host());
+    if !on_gpu(&load(&mut worker, "/canvas/", Tier::F16, Compute::Gpu).await) {
+        return;
+    }
+    let canvas = OffscreenCanvas::new(1, 1).unwrap();
+    worker.set_screen(Screen::Canvas(canvas.clone()));
+    // The upper left is silent, the lower right is lit.
+    let light: Vec<u8> = [0.0f32, 0.25, 0.5, 1.0].iter().flat_map(|share| share.to_le_bytes()).collect();
+    for size in [[40, 60], [40, 60], [8, 300]] {
+        let request = serde_json::to_string(&GpuRequest::Draw { id: 3, grid: [2, 2], size }).unwrap();
+        let drawn = worker.handle(&request, &[light.clone()]).await.unwrap();
+        assert_eq!(drawn.reply, GpuReply::Numbers { id: 3, path: ComputePath::WebGpu });
+        // At once: a canvas that nobody looks at is empty in the next task.
+        let shown = pixels(&canvas);
+        let [height, width] = size.map(|side| side as usize);
+        assert_eq!([canvas.height(), canvas.width()], size);
+        let pixel = |y: usize, x: usize| &shown[4 * (y * width + x)..][..4];
+        let (dark, lit) = (pixel(0, 0), pixel(height - 1, width - 1));
+        assert!(dark[3].abs_diff(191) <= 2 && dark[..3].iter().all(|level| *level == 0), "{dark:?}");
+        assert!(lit[3].abs_diff(51) <= 2 && lit[0] > 235 && lit[1].abs_diff(178) <= 8, "{lit:?}");
+
+        let broken = serde_json::to_string(&GpuRequest::Break { fault: Fault::Memory }).unwrap();
+        assert_eq!(worker.handle(&broken, &[]).await, None);
+        let failed = worker.handle(&request, &[light.clone()]).await.unwrap().reply;
+        assert!(matches!(failed, GpuReply::Failed { lost: true, .. }), "{failed:?}");
+        load(&mut worker, "/canvas/", Tier::F16, Compute::Gpu).await;
+    }
 }

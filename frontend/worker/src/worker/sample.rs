@@ -19,6 +19,8 @@ use crate::engine::weight_type;
 pub struct Sample {
     pub shape: SaeShape,
     pub weights: Vec<f32>,
+    /// `[latents, d_model]`
+    pub decoder: Vec<f32>,
     pub b_enc: Vec<f32>,
     pub b_dec: Vec<f32>,
     /// Latents of the slice.
@@ -31,13 +33,14 @@ impl Sample {
         Self {
             shape,
             weights: wholes(1, shape.weights()),
+            decoder: wholes(5, shape.weights()),
             b_enc: wholes(2, latents as usize),
             b_dec: wholes(3, d_model as usize),
             slice: (0..latents).filter(|latent| latent % 3 == 1).collect(),
         }
     }
 
-    /// Every file by its name, the manifest among them: all tiers, two shards each.
+    /// Every file by its name, the manifest among them: all tiers, two shards each, with decoders but for the slice.
     pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let SaeShape { d_model, latents, k } = self.shape;
         let mut files = BTreeMap::new();
@@ -57,11 +60,16 @@ impl Sample {
             let rows = if tier == Tier::Slice { &self.slice } else { &all };
             // An even number of rows: int4's scales begin on whole words.
             let half = (rows.len() / 4 * 2).max(1);
-            let shards = [0..half, half..rows.len()].map(|range| {
-                let (first, count) = (range.start as u32, range.len() as u32);
-                add(&format!("{tier}-{first}"), self.shard(tier, &rows[range]), first, count)
-            });
-            TierShards { tier, rows: rows.len() as u32, shards: shards.into(), decoder: Vec::new(), agreement: None }
+            let mut shards = |name: &str, matrix: &[f32]| {
+                let halves = [0..half, half..rows.len()].map(|range| {
+                    let (first, count) = (range.start as u32, range.len() as u32);
+                    add(&format!("{tier}{name}-{first}"), self.shard(tier, matrix, &rows[range]), first, count)
+                });
+                Vec::from(halves)
+            };
+            let encoder = shards("", &self.weights);
+            let decoder = if tier == Tier::Slice { Vec::new() } else { shards("-decoder", &self.decoder) };
+            TierShards { tier, rows: rows.len() as u32, shards: encoder, decoder, agreement: None }
         });
         let manifest = SaeManifest {
             format: MANIFEST_FORMAT,
@@ -78,9 +86,9 @@ impl Sample {
         files
     }
 
-    fn shard(&self, tier: Tier, latents: &[u32]) -> Vec<u8> {
+    fn shard(&self, tier: Tier, matrix: &[f32], latents: &[u32]) -> Vec<u8> {
         let d_model = self.shape.d_model as usize;
-        let rows = latents.iter().flat_map(|&latent| &self.weights[latent as usize * d_model..][..d_model]);
+        let rows = latents.iter().flat_map(|&latent| &matrix[latent as usize * d_model..][..d_model]);
         let shape = SaeShape { latents: latents.len() as u32, ..self.shape };
         let Packed { rows, scales } = pack(shape, weight_type(tier), &rows.copied().collect::<Vec<f32>>());
         let (count, width) = (latents.len() as u64, u64::from(tier.width(self.shape.d_model)));
@@ -96,7 +104,7 @@ impl Sample {
         }
     }
 
-    fn hidden(&self, tokens: u32) -> Vec<f32> {
+    pub fn hidden(&self, tokens: u32) -> Vec<f32> {
         wholes(4, (tokens * self.shape.d_model) as usize)
     }
 

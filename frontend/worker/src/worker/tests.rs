@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // tests panic on purpose
 
 mod host;
+mod numbers;
 
 use api::gpu::{ComputePath, LoadedSae, Origin};
 
@@ -284,8 +285,8 @@ fn bad_requests_are_clear_failures() {
     assert!(failed(ask(&mut worker, &map, &[])).contains("nothing has been encoded yet"));
     assert!(failed(ask(&mut worker, &encode, &[])).contains("0 buffers; expected 1"));
     assert!(failed(ask(&mut worker, &encode, &[vec![0; 31]])).contains("31 bytes; expected 2 tokens × 8 f16 = 32"));
-    let nan = f16::NAN.to_le_bytes().repeat(16);
-    assert!(failed(ask(&mut worker, &encode, &[nan])).contains("token 0"));
+    let nan = half::f16::NAN.to_le_bytes().repeat(16);
+    assert!(failed(ask(&mut worker, &encode, &[nan])).contains("row 0"));
     ask(&mut worker, &encode, &[sample.hidden_bytes(2)]);
     let unknown = GpuRequest::Map { id: 2, feature: 64, start: 0, grid: [1, 2], size: [4, 4] };
     assert_eq!(failed(ask(&mut worker, &unknown, &[])), "feature 64 does not exist: the SAE has 64 latents");

@@ -171,7 +171,7 @@ impl Host for MemoryHost {
         0.0
     }
 
-    async fn adapter_name(&self) -> Option<String> {
+    async fn adapter(&self) -> Option<(String, bool)> {
         None
     }
 
