@@ -233,7 +233,8 @@ impl Order {
         let (epoch, place) = (position / self.tokens, position % self.tokens);
         if self.epoch != Some(epoch) {
             self.blocks = (0..self.tokens.div_ceil(BLOCK) as u32).collect();
-            self.blocks.shuffle(&mut self.rng(epoch, 0));
+            let mut rng = self.rng(epoch, 0);
+            self.blocks.shuffle(&mut rng);
             let last = self.blocks.len() as u32 - 1;
             self.short = self.blocks.iter().position(|block| *block == last).unwrap_or_default() as u64;
             self.epoch = Some(epoch);
