@@ -1,20 +1,24 @@
-//! The one way to the server's data: [`Client`] has one method per endpoint.
+//! The one way to the server's data: a page asks [`endpoint`] questions, [`Fetched`] waits for the answers.
 //!
-//! On the server the pages are rendered with an in-process client that the `server` crate provides as an
-//! `Arc<dyn Client>` in the Leptos context; in the browser the same methods are `fetch` ([`crate::http::HttpClient`]).
+//! On the server the pages are rendered with an in-process [`Client`] that the `server` crate provides as an
+//! `Arc<dyn Client>` in the Leptos context; in the browser it is `fetch` ([`crate::http::HttpClient`]).
 
-use api::{
-    ActivationKind, Activations, ErrorCode, Feature, FeatureList, FeatureQuery, FeatureSummary, Neighbours,
-    PictureActivations, PictureList, Problem, Source,
-};
+pub mod endpoint;
+mod fetched;
+
+pub use endpoint::{Ask, Endpoint};
+pub use fetched::Fetched;
+
+use api::{ErrorCode, FeatureSummary, Problem, Source};
+use serde::{Serialize, de::DeserializeOwned};
 use std::{future::Future, pin::Pin, sync::Arc};
 
 /// What a page gets: the wire type, or the problem the server (or the network) answered with.
 pub type Answer<T> = Result<T, Problem>;
 
-/// A boxed answer in the making. `Send` in both worlds, because Leptos resources want it
+/// An answer's JSON in the making. `Send` in both worlds, because Leptos resources want it
 /// (the browser's futures are wrapped; there is one thread).
-pub type Pending<T> = Pin<Box<dyn Future<Output = Answer<T>> + Send + 'static>>;
+pub type Pending = Pin<Box<dyn Future<Output = Answer<String>> + Send + 'static>>;
 
 /// One SAE of one model: the first two segments of every address.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -41,27 +45,29 @@ impl From<&FeatureSummary> for SourceKey {
     }
 }
 
-/// One method per reading endpoint under `/api/v1`. (`extract` and `steer` are only ever asked for by a live page:
-/// [`crate::http::extract`], [`crate::http::steer`].)
+/// Answers questions with JSON.
 pub trait Client: Send + Sync {
-    /// `GET /sources`
-    fn sources(&self) -> Pending<Vec<Source>>;
-    /// `GET /{model}/{source}`
-    fn source(&self, key: SourceKey) -> Pending<Source>;
-    /// `GET /{model}/{source}/features`
-    fn features(&self, key: SourceKey, query: FeatureQuery) -> Pending<FeatureList>;
-    /// `GET /{model}/{source}/features/{index}`
-    fn feature(&self, key: SourceKey, index: u32) -> Pending<Feature>;
-    /// `GET /{model}/{source}/features/{index}/activations?kind=&limit=`
-    fn activations(&self, key: SourceKey, index: u32, kind: ActivationKind, limit: u32) -> Pending<Activations>;
-    /// `GET /{model}/{source}/features/{index}/neighbours`
-    fn neighbours(&self, key: SourceKey, index: u32) -> Pending<Neighbours>;
-    /// `GET /{model}/{source}/pictures?kind=&page=&perPage=`
-    fn pictures(&self, key: SourceKey, kind: String, page: u32, per_page: u32) -> Pending<PictureList>;
-    /// `GET /{model}/{source}/pictures/{id}/activations`
-    fn picture_activations(&self, key: SourceKey, id: String) -> Pending<PictureActivations>;
-    /// `GET /{model}/{source}/random`: a living, labelled feature.
-    fn random(&self, key: SourceKey) -> Pending<FeatureSummary>;
+    fn get(&self, endpoint: Endpoint) -> Pending;
+}
+
+impl dyn Client {
+    /// The answer, as its type.
+    pub async fn ask<T: DeserializeOwned>(&self, ask: Ask<T>) -> Answer<T> {
+        read(&self.get(ask.endpoint).await?)
+    }
+}
+
+/// An answer's JSON as its type.
+pub fn read<T: DeserializeOwned>(json: &str) -> Answer<T> {
+    serde_json::from_str(json).map_err(|error| {
+        local_problem(ErrorCode::Internal, "The answer cannot be read", format!("{error}. Reload the page."))
+    })
+}
+
+/// An answer as JSON.
+pub fn write<T: Serialize>(answer: &T) -> Answer<String> {
+    serde_json::to_string(answer)
+        .map_err(|error| local_problem(ErrorCode::Internal, "The answer cannot be written", error.to_string()))
 }
 
 /// The client of this world: the server's own from the context, or `fetch`.

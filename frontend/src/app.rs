@@ -4,7 +4,7 @@
 //! optionally [`PageStatus`]. [`crate::render::render_page`] does all of it.
 
 use crate::{
-    api::{Answer, SourceKey, client},
+    api::{Answer, Fetched, SourceKey, endpoint},
     components::{Erase, Footer, Header, Help},
     pages::{AnalyzePage, DocsPage, FeaturePage, LandingPage, NotFoundPage, RandomPage, SourcePage, SteerPage},
 };
@@ -69,8 +69,8 @@ impl PageStatus {
 }
 
 /// The sources this server holds, fetched once.
-#[derive(Debug, Clone, Copy)]
-pub struct Sources(pub Resource<Answer<Vec<Source>>>);
+#[derive(Clone, Copy)]
+pub struct Sources(pub Fetched<Vec<Source>>);
 
 /// The source a page without one in its address means: the first.
 pub fn default_source(sources: &Answer<Vec<Source>>) -> Option<SourceKey> {
@@ -132,9 +132,7 @@ pub fn shell() -> impl IntoView {
 #[component]
 pub fn App() -> impl IntoView {
     provide_meta_context();
-    let client = client();
-    let sources = Resource::new(|| (), move |()| client.sources());
-    provide_context(Sources(sources));
+    provide_context(Sources(Fetched::new(endpoint::sources)));
     view! {
         <Title formatter=|title: String| {
             if title.is_empty() { "LMM Scope".to_owned() } else { format!("{title} · LMM Scope") }

@@ -1,21 +1,18 @@
 //! The browser's half of [`crate::api`]: `fetch`, problems, uploads, and streams.
 
 use crate::{
-    api::{Answer, Client, Pending, SourceKey, local_problem},
+    api::{Answer, Client, Endpoint, Pending, SourceKey, local_problem},
     gpu::Encoded,
-    links::{api_path, encode, feature_query_string, query_string},
+    links::api_path,
     safetensors::{ExtractHeader, extract_header, header_length, top_acts},
     sse::SseParser,
 };
 use api::{
-    ActivationKind, Activations, EXTRACT_KINDS_HEADER, ErrorCode, Feature, FeatureList, FeatureQuery, FeatureSummary,
-    Neighbours, PictureActivations, PictureList, Problem, Source, SteerEvent, SteerRequest, Tier,
+    EXTRACT_KINDS_HEADER, ErrorCode, Problem, SteerEvent, SteerRequest, Tier,
     gpu::{ComputePath, LoadedSae, Origin},
 };
 use js_sys::{Array, ArrayBuffer, Reflect, Uint8Array};
 use send_wrapper::SendWrapper;
-use serde::de::DeserializeOwned;
-use std::future::Future;
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::JsFuture;
 use web_sys::{AbortSignal, Blob, FormData, Headers, ReadableStreamDefaultReader, RequestInit, Response};
@@ -24,62 +21,13 @@ use web_sys::{AbortSignal, Blob, FormData, Headers, ReadableStreamDefaultReader,
 pub struct HttpClient;
 
 impl Client for HttpClient {
-    fn sources(&self) -> Pending<Vec<Source>> {
-        get("/api/v1/sources".into())
+    fn get(&self, endpoint: Endpoint) -> Pending {
+        // The browser has one thread; the wrapper only satisfies `Send`.
+        Box::pin(SendWrapper::new(async move {
+            let response = send(&endpoint.path(), &RequestInit::new()).await?;
+            body_text(&response).await
+        }))
     }
-
-    fn source(&self, key: SourceKey) -> Pending<Source> {
-        get(api_path(&key, ""))
-    }
-
-    fn features(&self, key: SourceKey, query: FeatureQuery) -> Pending<FeatureList> {
-        get(api_path(&key, "/features") + &feature_query_string(&query))
-    }
-
-    fn feature(&self, key: SourceKey, index: u32) -> Pending<Feature> {
-        get(api_path(&key, &format!("/features/{index}")))
-    }
-
-    fn activations(&self, key: SourceKey, index: u32, kind: ActivationKind, limit: u32) -> Pending<Activations> {
-        let query = query_string([("kind", kind.as_str().to_owned()), ("limit", limit.to_string())]);
-        get(api_path(&key, &format!("/features/{index}/activations{query}")))
-    }
-
-    fn neighbours(&self, key: SourceKey, index: u32) -> Pending<Neighbours> {
-        get(api_path(&key, &format!("/features/{index}/neighbours")))
-    }
-
-    fn pictures(&self, key: SourceKey, kind: String, page: u32, per_page: u32) -> Pending<PictureList> {
-        let query = query_string([("kind", kind), ("page", page.to_string()), ("perPage", per_page.to_string())]);
-        get(api_path(&key, "/pictures") + &query)
-    }
-
-    fn picture_activations(&self, key: SourceKey, id: String) -> Pending<PictureActivations> {
-        get(api_path(&key, &format!("/pictures/{}/activations", encode(&id))))
-    }
-
-    fn random(&self, key: SourceKey) -> Pending<FeatureSummary> {
-        get(api_path(&key, "/random"))
-    }
-}
-
-/// The browser has one thread; the wrapper only satisfies `Send`.
-fn pending<T>(future: impl Future<Output = Answer<T>> + 'static) -> Pending<T> {
-    Box::pin(SendWrapper::new(future))
-}
-
-fn get<T: DeserializeOwned + 'static>(path: String) -> Pending<T> {
-    pending(async move {
-        let response = send(&path, &RequestInit::new()).await?;
-        let text = body_text(&response).await?;
-        serde_json::from_str(&text).map_err(|error| {
-            local_problem(
-                ErrorCode::Internal,
-                "The answer cannot be read",
-                format!("{path}: {error}. Reload the page."),
-            )
-        })
-    })
 }
 
 /// Which picture an extract is about.

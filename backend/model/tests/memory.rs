@@ -32,9 +32,15 @@ fn write_shards(folder: &Path) -> (u64, u64) {
     let mut shards: Vec<Vec<_>> = (0..SHARDS).map(|_| Vec::new()).collect();
     let mut names = serde_json::Map::new();
     let file = |number: usize| format!("model-{number:05}-of-{SHARDS:05}.safetensors");
-    for (number, (name, view)) in SafeTensors::deserialize(&bytes).unwrap().tensors().into_iter().enumerate() {
-        names.insert(name.clone(), file(number % SHARDS).into());
-        shards[number % SHARDS].push((name, view));
+    let mut tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    // The largest first, each into the smallest file: the library lists them in no order.
+    tensors.sort_by(|(a, x), (b, y)| y.data().len().cmp(&x.data().len()).then(a.cmp(b)));
+    let mut filled = [0; SHARDS];
+    for (name, view) in tensors {
+        let number = (0..SHARDS).min_by_key(|&number| filled[number]).unwrap();
+        filled[number] += view.data().len();
+        names.insert(name.clone(), file(number).into());
+        shards[number].push((name, view));
     }
     let mut sizes = Vec::new();
     for (number, tensors) in shards.into_iter().enumerate() {

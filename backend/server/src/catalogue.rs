@@ -5,9 +5,10 @@ use api::{
     ActivationKind, Activations, Feature, FeatureList, FeatureQuery, FeatureSummary, Job, JobKind, JobList, JobQuery,
     Neighbours, Picture, PictureActivations, PictureList, Source,
 };
-use frontend::api::{Answer, Client, Pending, SourceKey};
+use frontend::api::{Client, Endpoint, Pending, SourceKey};
 use pipeline::interpret::Identity;
-use std::{fmt::Display, future::Future};
+use serde::Serialize;
+use std::fmt::Display;
 use store::{
     PictureBytes, SourceEntry, Store,
     jobs::{JobFilter, Queue, VISITOR},
@@ -170,58 +171,38 @@ fn no_picture(id: impl Display) -> AppError {
 
 /// The pages' way to the same answers, without HTTP.
 impl Client for Catalogue {
-    fn sources(&self) -> Pending<Vec<Source>> {
+    fn get(&self, endpoint: Endpoint) -> Pending {
         let catalogue = self.clone();
-        answer(async move { catalogue.sources().await })
-    }
-
-    fn source(&self, key: SourceKey) -> Pending<Source> {
-        let catalogue = self.clone();
-        answer(async move { catalogue.source(&key).await })
-    }
-
-    fn features(&self, key: SourceKey, query: FeatureQuery) -> Pending<FeatureList> {
-        let catalogue = self.clone();
-        answer(async move { catalogue.features(&key, &query).await })
-    }
-
-    fn feature(&self, key: SourceKey, index: u32) -> Pending<Feature> {
-        let catalogue = self.clone();
-        answer(async move { catalogue.feature(&key, index).await })
-    }
-
-    fn activations(&self, key: SourceKey, index: u32, kind: ActivationKind, limit: u32) -> Pending<Activations> {
-        let catalogue = self.clone();
-        answer(async move { catalogue.activations(&key, index, kind, limit).await })
-    }
-
-    fn neighbours(&self, key: SourceKey, index: u32) -> Pending<Neighbours> {
-        let catalogue = self.clone();
-        answer(async move { catalogue.neighbours(&key, index).await })
-    }
-
-    fn pictures(&self, key: SourceKey, kind: String, page: u32, per_page: u32) -> Pending<PictureList> {
-        let catalogue = self.clone();
-        answer(async move { catalogue.pictures(&key, &kind, page, per_page).await })
-    }
-
-    fn picture_activations(&self, key: SourceKey, id: String) -> Pending<PictureActivations> {
-        let catalogue = self.clone();
-        answer(async move { catalogue.picture_activations(&key, &id).await })
-    }
-
-    fn random(&self, key: SourceKey) -> Pending<FeatureSummary> {
-        let catalogue = self.clone();
-        answer(async move { catalogue.random(&key).await })
+        Box::pin(async move {
+            catalogue.answer(endpoint).await.map_err(|error| {
+                error.log();
+                error.problem("")
+            })
+        })
     }
 }
 
-fn answer<T>(found: impl Future<Output = Result<T, AppError>> + Send + 'static) -> Pending<T> {
-    Box::pin(async move {
-        let answer: Answer<T> = found.await.map_err(|error| {
-            error.log();
-            error.problem("")
-        });
-        answer
-    })
+impl Catalogue {
+    /// The JSON that the API answers with.
+    async fn answer(&self, endpoint: Endpoint) -> Result<String, AppError> {
+        match endpoint {
+            Endpoint::Sources => json(&self.sources().await?),
+            Endpoint::Source(key) => json(&self.source(&key).await?),
+            Endpoint::Features(key, query) => json(&self.features(&key, &query).await?),
+            Endpoint::Feature(key, index) => json(&self.feature(&key, index).await?),
+            Endpoint::Activations { key, index, kind, limit } => {
+                json(&self.activations(&key, index, kind, limit).await?)
+            }
+            Endpoint::Neighbours(key, index) => json(&self.neighbours(&key, index).await?),
+            Endpoint::Pictures { key, kind, page, per_page } => {
+                json(&self.pictures(&key, &kind, page, per_page).await?)
+            }
+            Endpoint::PictureActivations(key, id) => json(&self.picture_activations(&key, &id).await?),
+            Endpoint::Random(key) => json(&self.random(&key).await?),
+        }
+    }
+}
+
+fn json(answer: &impl Serialize) -> Result<String, AppError> {
+    serde_json::to_string(answer).map_err(AppError::internal)
 }

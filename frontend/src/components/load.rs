@@ -1,38 +1,43 @@
 //! The one wrapper for waiting and failing.
 
 use super::Erase;
-use crate::{api::Answer, app::PageStatus};
+use crate::{
+    api::{Answer, Fetched, read},
+    app::PageStatus,
+};
 use api::Problem;
 use leptos::prelude::*;
-use std::{future::Future, pin::Pin};
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
 
-/// A view that comes later.
-type Later = Pin<Box<dyn Future<Output = AnyView> + Send>>;
+/// The view of an answer's JSON.
+type Viewer = Arc<dyn Fn(&str) -> Answer<AnyView> + Send + Sync>;
 
 /// Shows `waiting` until the first answer, then the view of the newest answer, or its problem.
 #[component]
-pub fn Load<T, F, V>(resource: Resource<Answer<T>>, #[prop(into)] waiting: ViewFnOnce, view: F) -> impl IntoView
+pub fn Load<T, F, V>(resource: Fetched<T>, #[prop(into)] waiting: ViewFnOnce, view: F) -> impl IntoView
 where
-    T: Clone + Send + Sync + 'static,
-    F: Fn(T) -> V + Clone + Send + Sync + 'static,
-    V: IntoView + Send + 'static,
+    T: DeserializeOwned + 'static,
+    F: Fn(T) -> V + Send + Sync + 'static,
+    V: IntoView + 'static,
 {
-    let answer = move || -> Later {
-        let view = view.clone();
-        Box::pin(async move {
-            match resource.await {
-                Ok(data) => view(data).erased(),
-                Err(problem) => view! { <ProblemView problem /> }.erased(),
-            }
-        })
-    };
-    view! { <Wait waiting answer=Box::new(answer) /> }
+    let view: Viewer = Arc::new(move |text| read(text).map(|data| view(data).erased()));
+    view! { <Wait text=resource.text waiting view /> }
 }
 
 /// The part of [`Load`] that is the same for all data.
 #[component]
-fn Wait(waiting: ViewFnOnce, answer: Box<dyn Fn() -> Later + Send>) -> impl IntoView {
-    view! { <Transition fallback=waiting>{move || Suspend::new(answer())}</Transition> }
+fn Wait(text: Resource<Answer<String>>, waiting: ViewFnOnce, view: Viewer) -> impl IntoView {
+    let answer = move || {
+        let view = Arc::clone(&view);
+        Suspend::new(async move {
+            match text.await.and_then(|text| view(&text)) {
+                Ok(view) => view,
+                Err(problem) => view! { <ProblemView problem /> }.erased(),
+            }
+        })
+    };
+    view! { <Transition fallback=waiting>{answer}</Transition> }
 }
 
 /// What went wrong and what to do, from `problem+json`.

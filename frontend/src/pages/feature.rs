@@ -1,7 +1,7 @@
 //! `/{model}/{source}/{index}`: one feature, whole.
 
 use crate::{
-    api::{Answer, Client, SourceKey, client, local_problem},
+    api::{Answer, Ask, Fetched, SourceKey, endpoint, local_problem},
     browser,
     components::{
         Choice, ColourBar, Erase, Examples, HistogramPlot, Load, MiniFeature, ProvenanceNote, ScoreAxis, Skeleton,
@@ -18,18 +18,18 @@ use leptos_router::{
     NavigateOptions,
     hooks::{use_navigate, use_params_map, use_query_map},
 };
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 /// Example pictures of one kind.
 const LIMIT: u32 = 24;
 /// Strength a link to the steer page starts with, in units of the feature's maximum.
 const STRENGTH: f32 = 3.0;
 
-async fn feature(client: Arc<dyn Client>, key: SourceKey, index: String) -> Answer<Feature> {
+fn feature(key: SourceKey, index: &str) -> Answer<Ask<Feature>> {
     let index = index.parse().map_err(|_| {
         local_problem(ErrorCode::NotFound, "No such feature", format!("“{index}” is not a feature's number."))
     })?;
-    client.feature(key, index).await
+    Ok(endpoint::feature(key, index))
 }
 
 #[component]
@@ -42,21 +42,9 @@ pub fn FeaturePage() -> impl IntoView {
     let kind = Memo::new(move |_| kind_from_params(&query.read()));
     let view = Memo::new(move |_| query.read().get("view").and_then(|name| View::from_name(&name)).unwrap_or_default());
 
-    let data = {
-        let client = client();
-        Resource::new(move || (key.get(), index.get()), move |(key, index)| feature(client.clone(), key, index))
-    };
-    let activations = {
-        let client = client();
-        Resource::new(
-            move || (key.get(), number.get(), kind.get()),
-            move |(key, index, kind)| client.activations(key, index, kind, LIMIT),
-        )
-    };
-    let neighbours = {
-        let client = client();
-        Resource::new(move || (key.get(), number.get()), move |(key, index)| client.neighbours(key, index))
-    };
+    let data = Fetched::attempt(move || feature(key.get(), &index.get()));
+    let activations = Fetched::new(move || endpoint::activations(key.get(), number.get(), kind.get(), LIMIT));
+    let neighbours = Fetched::new(move || endpoint::neighbours(key.get(), number.get()));
     // The value under the pointer, shared by the pictures and the colour bar.
     let marked = RwSignal::new(None::<f32>);
     let page = move |feature: Feature| {

@@ -1,7 +1,7 @@
 //! `/`: one sentence, one live picture, search, some features, three sentences.
 
 use crate::{
-    api::{Answer, SourceKey, client, local_problem},
+    api::{Answer, Client, Fetched, SourceKey, client, endpoint, local_problem, write},
     app::Sources,
     components::{Erase, FeatureCard, FeatureRow, Load, PatchPicture, SearchField, Skeleton},
     format::{count, name_or_index},
@@ -32,11 +32,7 @@ struct Landing {
     featured: Vec<FeatureSummary>,
 }
 
-async fn landing(
-    client: Arc<dyn crate::api::Client>,
-    sources: Answer<Vec<Source>>,
-    picture: String,
-) -> Answer<Landing> {
+async fn landing(client: Arc<dyn Client>, sources: Answer<Vec<Source>>, picture: String) -> Answer<Landing> {
     let none = || {
         local_problem(
             ErrorCode::NotFound,
@@ -46,16 +42,16 @@ async fn landing(
     };
     let source = sources?.into_iter().next().ok_or_else(none)?;
     let key = SourceKey::from(&source);
-    let samples = client.pictures(key.clone(), "sample".into(), 0, SAMPLES).await?.pictures;
+    let samples = client.ask(endpoint::samples(key.clone(), SAMPLES)).await?.pictures;
     let id = if picture.is_empty() { samples.first().map(|sample| sample.id.clone()) } else { Some(picture) };
     let shown = match id {
-        Some(id) => Some(client.picture_activations(key.clone(), id).await?),
+        Some(id) => Some(client.ask(endpoint::picture_activations(key.clone(), id)).await?),
         None => None,
     };
     let mut featured = Vec::new();
     for (category, per_page) in FEATURED {
         let query = FeatureQuery { category: Some(category), dead: Some(false), per_page, ..FeatureQuery::default() };
-        featured.extend(client.features(key.clone(), query).await?.features);
+        featured.extend(client.ask(endpoint::features(key.clone(), query)).await?.features);
     }
     Ok(Landing { source, samples, shown, featured })
 }
@@ -63,14 +59,14 @@ async fn landing(
 #[component]
 pub fn LandingPage() -> impl IntoView {
     let client = client();
-    let sources = expect_context::<Sources>();
+    let sources = expect_context::<Sources>().0;
     let query = use_query_map();
     let picture = Memo::new(move |_| query.read().get("picture").unwrap_or_default());
-    let data = Resource::new(
+    let data = Fetched::<Landing>::composed(
         move || picture.get(),
         move |picture| {
             let client = client.clone();
-            async move { landing(client, sources.0.await, picture).await }
+            Box::pin(async move { write(&landing(client, sources.wait().await, picture).await?) })
         },
     );
     view! {

@@ -1,7 +1,7 @@
 //! `/random`: on to a living, labelled feature.
 
 use crate::{
-    api::{client, local_problem},
+    api::{Endpoint, Fetched, client, local_problem},
     app::{Sources, default_source},
     components::{Load, Skeleton},
     links::feature_path,
@@ -14,22 +14,19 @@ use leptos_router::{NavigateOptions, components::Redirect};
 #[component]
 pub fn RandomPage() -> impl IntoView {
     let client = client();
-    let sources = expect_context::<Sources>();
-    let feature = Resource::new(
-        || (),
-        move |()| {
-            let client = client.clone();
-            async move {
-                let sources = sources.0.await;
-                match default_source(&sources) {
-                    Some(key) => client.random(key).await,
-                    None => Err(sources.err().unwrap_or_else(|| {
-                        local_problem(ErrorCode::NotFound, "No features yet", "This server holds no source.")
-                    })),
-                }
+    let sources = expect_context::<Sources>().0;
+    let feature = Fetched::<FeatureSummary>::composed(String::new, move |_| {
+        let client = client.clone();
+        Box::pin(async move {
+            let sources = sources.wait().await;
+            match default_source(&sources) {
+                Some(key) => client.get(Endpoint::Random(key)).await,
+                None => Err(sources.err().unwrap_or_else(|| {
+                    local_problem(ErrorCode::NotFound, "No features yet", "This server holds no source.")
+                })),
             }
-        },
-    );
+        })
+    });
     let go = |feature: FeatureSummary| {
         let path = feature_path(&(&feature).into(), feature.index);
         // Going back must not lead here again, and on to another feature.

@@ -1,7 +1,7 @@
 //! `/{model}/{source}`: the features of an SAE as a grid; every state is in the address.
 
 use crate::{
-    api::{SourceKey, client},
+    api::{Fetched, SourceKey, endpoint},
     components::{FeatureCard, Load, Pager, ProvenanceNote, SearchField, Skeleton, Stat},
     format::{count, percent, sig3},
     links::{PER_PAGE, feature_query_from_params, feature_query_pairs, feature_query_string, source_path},
@@ -24,20 +24,12 @@ pub fn SourcePage() -> impl IntoView {
     let key = use_source_key();
     let params = use_query_map();
     let query = Memo::new(move |_| feature_query_from_params(&params.read()));
-    let source = {
-        let client = client();
-        Resource::new(move || key.get(), move |key| client.source(key))
-    };
-    let features = {
-        let client = client();
-        Resource::new(
-            move || (key.get(), query.get()),
-            move |(key, query)| {
-                let per_page = if query.per_page == 0 { PER_PAGE } else { query.per_page };
-                client.features(key, FeatureQuery { per_page, ..query })
-            },
-        )
-    };
+    let source = Fetched::new(move || endpoint::source(key.get()));
+    let features = Fetched::new(move || {
+        let query = query.get();
+        let per_page = if query.per_page == 0 { PER_PAGE } else { query.per_page };
+        endpoint::features(key.get(), FeatureQuery { per_page, ..query })
+    });
     let navigate = use_navigate();
     let go = Callback::new(move |query: FeatureQuery| {
         let path = source_path(&key.get_untracked()) + &feature_query_string(&query);

@@ -5,7 +5,8 @@ use api::{
     FeatureQuery, FeatureSummary, Neighbour, Neighbours, Picture, PictureActivations, PictureList, Provenance, Score,
     Source, TextActivation,
 };
-use frontend::api::{Answer, Client, Pending, SourceKey, local_problem};
+use frontend::api::{Answer, Client, Endpoint, Pending, SourceKey, local_problem, write};
+use serde::Serialize;
 
 pub const GRID: [u32; 2] = [8, 8];
 const LABELS: [(&str, Category); 8] = [
@@ -21,23 +22,11 @@ const LABELS: [(&str, Category); 8] = [
 
 pub struct FixtureClient;
 
-fn answer<T: Send + 'static>(answer: Answer<T>) -> Pending<T> {
-    Box::pin(async move {
-        // Like a database: not ready at once.
-        tokio::task::yield_now().await;
-        answer
-    })
-}
-
-fn known<T: Send + 'static>(key: &SourceKey, make: impl FnOnce() -> Answer<T>) -> Pending<T> {
+fn known<T: Serialize>(key: &SourceKey, make: impl FnOnce() -> Answer<T>) -> Answer<String> {
     if *key == SourceKey::new("pocket", "3-res-3k") {
-        return answer(make());
+        return write(&make()?);
     }
-    answer(Err(local_problem(
-        ErrorCode::NotFound,
-        "No such source",
-        format!("There is no {}/{}.", key.model, key.source),
-    )))
+    Err(local_problem(ErrorCode::NotFound, "No such source", format!("There is no {}/{}.", key.model, key.source)))
 }
 
 fn provenance() -> Provenance {
@@ -182,84 +171,82 @@ fn feature(index: u32) -> Answer<Feature> {
 }
 
 impl Client for FixtureClient {
-    fn sources(&self) -> Pending<Vec<Source>> {
-        answer(Ok(vec![source()]))
-    }
-
-    fn source(&self, key: SourceKey) -> Pending<Source> {
-        known(&key, || Ok(source()))
-    }
-
-    fn features(&self, key: SourceKey, query: FeatureQuery) -> Pending<FeatureList> {
-        known(&key, || {
-            let fits = |feature: &FeatureSummary| {
-                feature.label.as_ref().map_or(query.q.is_empty(), |label| label.contains(&query.q))
-                    && query.category.is_none_or(|category| category == feature.category)
-                    && query.dead.is_none_or(|dead| dead == feature.dead)
-            };
-            let features: Vec<_> = (0..48).map(summary).filter(fits).take(query.per_page.max(1) as usize).collect();
-            let everything = FeatureQuery { per_page: query.per_page, page: query.page, ..FeatureQuery::default() };
-            let total = if query == everything { 3_072 } else { features.len() as u32 };
-            Ok(FeatureList { features, total, page: query.page, per_page: query.per_page })
-        })
-    }
-
-    fn feature(&self, key: SourceKey, index: u32) -> Pending<Feature> {
-        known(&key, || feature(index))
-    }
-
-    fn activations(&self, key: SourceKey, index: u32, kind: ActivationKind, limit: u32) -> Pending<Activations> {
-        let dead = summary(index).dead;
-        let text = TextActivation {
-            tokens: ["ĠAlice", "Ġsees", "Ġa", "Ġdog", "Ġin", "Ġthe", "Ġpark", "."].map(String::from).to_vec(),
-            values: vec![0.0, 0.2, 0.4, 2.9, 0.0, 0.0, 0.7, 0.0],
-            max_value: 2.9,
-            max_value_token_index: 3,
-        };
-        known(&key, || {
-            Ok(Activations {
-                kind,
-                activations: if dead {
-                    Vec::new()
-                } else {
-                    (0..limit).map(|number| activation(index, number)).collect()
-                },
-                texts: if dead { Vec::new() } else { vec![text.clone(), text] },
-                total: if dead { 0 } else { 60 },
-            })
-        })
-    }
-
-    fn neighbours(&self, key: SourceKey, index: u32) -> Pending<Neighbours> {
-        let near = |feature: u32, value| Neighbour { feature: summary(feature), value };
-        let list: Vec<_> = (0..5).map(|step| near((index + step + 1) % 8, 0.62 - step as f32 * 0.08)).collect();
-        known(&key, || Ok(Neighbours { by_decoder: list.clone(), by_firing: list }))
-    }
-
-    fn pictures(&self, key: SourceKey, _kind: String, _page: u32, per_page: u32) -> Pending<PictureList> {
-        known(&key, || Ok(PictureList { pictures: (0..per_page.min(6)).map(picture).collect(), total: 6 }))
-    }
-
-    fn picture_activations(&self, key: SourceKey, id: String) -> Pending<PictureActivations> {
-        let number = id.trim_start_matches("sample-").parse().unwrap_or(0);
-        let features: Vec<FeatureSummary> =
-            (0..8).map(|index| FeatureSummary { thumbnail: None, ..summary(index) }).collect();
-        let maps: Vec<Vec<f32>> = (0..8).map(|index| frontend::heat::dense(&activation(index, number))).collect();
-        let (mut top_indices, mut top_acts) = (Vec::new(), Vec::new());
-        for patch in 0..64 {
-            let mut row: Vec<(u32, f32)> = (0..).zip(maps.iter().map(|map| map[patch])).collect();
-            row.sort_by(|a, b| b.1.total_cmp(&a.1));
-            for (index, act) in row.into_iter().take(4) {
-                top_indices.push(index);
-                top_acts.push(act);
+    fn get(&self, endpoint: Endpoint) -> Pending {
+        Box::pin(async move {
+            // Like a database: not ready at once.
+            tokio::task::yield_now().await;
+            match endpoint {
+                Endpoint::Sources => write(&[source()]),
+                Endpoint::Source(key) => known(&key, || Ok(source())),
+                Endpoint::Features(key, query) => features(&key, &query),
+                Endpoint::Feature(key, index) => known(&key, || feature(index)),
+                Endpoint::Activations { key, index, kind, limit } => activations(&key, index, kind, limit),
+                Endpoint::Neighbours(key, index) => neighbours(&key, index),
+                Endpoint::Pictures { key, per_page, .. } => pictures(&key, per_page),
+                Endpoint::PictureActivations(key, id) => picture_activations(&key, &id),
+                Endpoint::Random(key) => known(&key, || Ok(summary(3))),
             }
-        }
-        known(&key, || {
-            Ok(PictureActivations { picture: picture(number), grid: GRID, k: 4, top_indices, top_acts, features })
         })
     }
+}
 
-    fn random(&self, key: SourceKey) -> Pending<FeatureSummary> {
-        known(&key, || Ok(summary(3)))
+fn features(key: &SourceKey, query: &FeatureQuery) -> Answer<String> {
+    known(key, || {
+        let fits = |feature: &FeatureSummary| {
+            feature.label.as_ref().map_or(query.q.is_empty(), |label| label.contains(&query.q))
+                && query.category.is_none_or(|category| category == feature.category)
+                && query.dead.is_none_or(|dead| dead == feature.dead)
+        };
+        let features: Vec<_> = (0..48).map(summary).filter(fits).take(query.per_page.max(1) as usize).collect();
+        let everything = FeatureQuery { per_page: query.per_page, page: query.page, ..FeatureQuery::default() };
+        let total = if *query == everything { 3_072 } else { features.len() as u32 };
+        Ok(FeatureList { features, total, page: query.page, per_page: query.per_page })
+    })
+}
+
+fn activations(key: &SourceKey, index: u32, kind: ActivationKind, limit: u32) -> Answer<String> {
+    let dead = summary(index).dead;
+    let text = TextActivation {
+        tokens: ["ĠAlice", "Ġsees", "Ġa", "Ġdog", "Ġin", "Ġthe", "Ġpark", "."].map(String::from).to_vec(),
+        values: vec![0.0, 0.2, 0.4, 2.9, 0.0, 0.0, 0.7, 0.0],
+        max_value: 2.9,
+        max_value_token_index: 3,
+    };
+    known(key, || {
+        Ok(Activations {
+            kind,
+            activations: if dead { Vec::new() } else { (0..limit).map(|number| activation(index, number)).collect() },
+            texts: if dead { Vec::new() } else { vec![text.clone(), text] },
+            total: if dead { 0 } else { 60 },
+        })
+    })
+}
+
+fn neighbours(key: &SourceKey, index: u32) -> Answer<String> {
+    let near = |feature: u32, value| Neighbour { feature: summary(feature), value };
+    let list: Vec<_> = (0..5).map(|step| near((index + step + 1) % 8, 0.62 - step as f32 * 0.08)).collect();
+    known(key, || Ok(Neighbours { by_decoder: list.clone(), by_firing: list }))
+}
+
+fn pictures(key: &SourceKey, per_page: u32) -> Answer<String> {
+    known(key, || Ok(PictureList { pictures: (0..per_page.min(6)).map(picture).collect(), total: 6 }))
+}
+
+fn picture_activations(key: &SourceKey, id: &str) -> Answer<String> {
+    let number = id.trim_start_matches("sample-").parse().unwrap_or(0);
+    let features: Vec<FeatureSummary> =
+        (0..8).map(|index| FeatureSummary { thumbnail: None, ..summary(index) }).collect();
+    let maps: Vec<Vec<f32>> = (0..8).map(|index| frontend::heat::dense(&activation(index, number))).collect();
+    let (mut top_indices, mut top_acts) = (Vec::new(), Vec::new());
+    for patch in 0..64 {
+        let mut row: Vec<(u32, f32)> = (0..).zip(maps.iter().map(|map| map[patch])).collect();
+        row.sort_by(|a, b| b.1.total_cmp(&a.1));
+        for (index, act) in row.into_iter().take(4) {
+            top_indices.push(index);
+            top_acts.push(act);
+        }
     }
+    known(key, || {
+        Ok(PictureActivations { picture: picture(number), grid: GRID, k: 4, top_indices, top_acts, features })
+    })
 }

@@ -7,13 +7,13 @@ mod result;
 mod run;
 
 use crate::{
-    api::{SourceKey, client},
+    api::{Fetched, SourceKey, endpoint},
     components::{Load, Skeleton},
     pages::use_source_key,
     ranking::Ranked,
 };
 use address::AnalyzeAddress;
-use api::{FeatureSummary, Picture};
+use api::{FeatureSummary, Picture, PictureList};
 use intake::{Intake, PromptField};
 use leptos::prelude::*;
 use leptos_meta::{Meta, Title};
@@ -97,10 +97,7 @@ pub fn AnalyzePage() -> impl IntoView {
         summaries: RwSignal::new(BTreeMap::new()),
     };
     run::follow(state);
-    let samples = {
-        let client = client();
-        Resource::new(move || key.get(), move |key| client.pictures(key, "sample".into(), 0, SAMPLES))
-    };
+    let samples = Fetched::new(move || endpoint::samples(key.get(), SAMPLES));
     let title = move || format!("Analyze a picture with {} {}", key.get().model, key.get().source);
     view! {
         <Title text=title />
@@ -119,7 +116,7 @@ pub fn AnalyzePage() -> impl IntoView {
             <Load
                 resource=samples
                 waiting=|| view! { <Skeleton shape="picture" /> }
-                view=move |list| view! { <Bench state samples=list.pictures /> }
+                view=move |list: PictureList| view! { <Bench state samples=list.pictures /> }
             />
         </div>
     }

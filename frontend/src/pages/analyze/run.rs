@@ -5,7 +5,7 @@ use super::{
     result::{AHEAD, ROWS},
 };
 use crate::{
-    api::{Answer, SourceKey, client, local_problem},
+    api::{Answer, SourceKey, client, endpoint, local_problem},
     components::ProblemView,
     gpu,
     http::{self, CANCELLED, OwnFile, PictureInput},
@@ -299,7 +299,7 @@ fn follow_labels(state: State) {
             let query = FeatureQuery { ids, per_page: batch.len() as u32, ..FeatureQuery::default() };
             let (client, key, batch) = (client.clone(), state.key.get_untracked(), batch.to_vec());
             spawn_local(async move {
-                match client.features(key, query).await {
+                match client.ask(endpoint::features(key, query)).await {
                     Ok(list) => state.summaries.update(|summaries| {
                         summaries.extend(list.features.into_iter().map(|feature| (feature.index, feature)));
                     }),

@@ -6,7 +6,7 @@ use super::{
     run::{cancel, start},
 };
 use crate::{
-    api::client,
+    api::{client, endpoint},
     components::{LitPicture, category_name},
     format::{name_or_index, sig3},
     links::feature_path,
@@ -125,9 +125,10 @@ fn Finder(state: State) -> impl IntoView {
         let search = move || {
             let query =
                 FeatureQuery { q: q.clone(), dead: Some(false), per_page: SUGGESTIONS, ..FeatureQuery::default() };
-            let answer = client.features(state.key.get_untracked(), query);
+            let client = client.clone();
+            let ask = endpoint::features(state.key.get_untracked(), query);
             spawn_local(async move {
-                let list = answer.await.map(|list| list.features).unwrap_or_default();
+                let list = client.ask(ask).await.map(|list| list.features).unwrap_or_default();
                 if words.get_untracked().trim() == q {
                     found.set(list);
                 }

@@ -6,12 +6,12 @@ mod controls;
 mod run;
 
 use crate::{
-    api::{SourceKey, client},
+    api::{Fetched, SourceKey, endpoint},
     components::{Load, Skeleton},
     pages::use_source_key,
 };
 use address::SteerAddress;
-use api::{FeatureSummary, Picture};
+use api::{FeatureSummary, Picture, PictureList};
 use columns::Columns;
 use controls::{Controls, FeaturePicker};
 use leptos::{leptos_dom::helpers::TimeoutHandle, prelude::*};
@@ -56,10 +56,7 @@ pub fn SteerPage() -> impl IntoView {
         summaries: RwSignal::new(BTreeMap::new()),
     };
     keep_in_step(state, address);
-    let samples = {
-        let client = client();
-        Resource::new(move || key.get(), move |key| client.pictures(key, "sample".into(), 0, SAMPLES))
-    };
+    let samples = Fetched::new(move || endpoint::samples(key.get(), SAMPLES));
     let title = move || format!("Steer {} {}", key.get().model, key.get().source);
     let bench = move |samples: Vec<Picture>| {
         view! {
@@ -86,7 +83,7 @@ pub fn SteerPage() -> impl IntoView {
                 <Load
                     resource=samples
                     waiting=|| view! { <Skeleton shape="rows" count=4 /> }
-                    view=move |list| bench(list.pictures)
+                    view=move |list: PictureList| bench(list.pictures)
                 />
             </div>
             <Columns state />

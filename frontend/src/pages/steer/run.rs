@@ -2,7 +2,7 @@
 
 use super::{State, address::SteerAddress};
 use crate::{
-    api::{client, local_problem},
+    api::{client, endpoint, local_problem},
     http::{self, CANCELLED},
 };
 use api::{Column, ErrorCode, FeatureQuery, Problem, Provenance, SteerEvent, SteerResult, TextToken};
@@ -92,7 +92,7 @@ pub fn start(state: State) {
                 form.features.iter().map(|chosen| chosen.index).filter(|index| !known.contains_key(index)).collect()
             });
             if !missing.is_empty() {
-                let list = client.features(key.clone(), ids_query(&missing)).await?;
+                let list = client.ask(endpoint::features(key.clone(), ids_query(&missing))).await?;
                 state
                     .summaries
                     .update(|known| known.extend(list.features.into_iter().map(|found| (found.index, found))));
@@ -147,7 +147,7 @@ pub fn follow_labels(state: State) {
         let (client, key) = (client.clone(), state.key.get_untracked());
         spawn_local(async move {
             // Without an answer the chip keeps its number, and the run says what is wrong.
-            if let Ok(list) = client.features(key, ids_query(&wanted)).await {
+            if let Ok(list) = client.ask(endpoint::features(key, ids_query(&wanted))).await {
                 state
                     .summaries
                     .update(|known| known.extend(list.features.into_iter().map(|found| (found.index, found))));
