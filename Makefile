@@ -18,7 +18,7 @@ SERVE ?=
 # $(call phase,name,command): says what runs and how long it took.
 phase = @begun=$$SECONDS; printf '\n\033[1m▶ %s\033[0m\n' '$(1)' && $(2) && printf '✓ %s: %d s\n' '$(1)' $$((SECONDS - begun))
 
-.PHONY: help demo test test-full-size journeys bench bench-train check fmt clean screenshots
+.PHONY: help demo test test-full-size journeys bench bench-train bench-index check fmt clean screenshots
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,13 @@ HIDDEN ?=
 bench-train: ## train an SAE beside PyTorch, on the pocket model's hidden states
 	@cargo build --package pipeline --examples
 	@PYTHON="$(PYTHON)" "$(BIN)/examples/train_beside_pytorch" $(HIDDEN)
+
+# Million activations and MiB of memory, e.g. make bench-index INDEX="100 256"
+INDEX ?=
+
+bench-index: ## sort 10 million activations of 131,072 features: pace, memory, and how long it takes to read one feature
+	@cargo build --package pipeline --examples
+	@"$(BIN)/examples/bench_index" $(INDEX)
 
 fmt: ## format every Rust file
 	@cargo fmt --all

@@ -65,6 +65,7 @@ fn shots(demo: &Demo) -> anyhow::Result<Vec<Shot>> {
             ..shot("steer", demo.page(&steer), "[data-testid=steer-steered]")
         },
         shot("docs", "/docs".into(), "h1"),
+        shot("queue", "/queue".into(), "h1"),
         shot("not-found", "/nothing".into(), "[data-testid=not-found]"),
     ])
 }

@@ -6,7 +6,9 @@
 use crate::{
     api::{Answer, Fetched, SourceKey, endpoint},
     components::{Erase, Footer, Header, Help},
-    pages::{AnalyzePage, DocsPage, FeaturePage, LandingPage, NotFoundPage, RandomPage, SourcePage, SteerPage},
+    pages::{
+        AnalyzePage, DocsPage, FeaturePage, LandingPage, NotFoundPage, QueuePage, RandomPage, SourcePage, SteerPage,
+    },
 };
 use api::Source;
 use leptos::prelude::*;
@@ -148,6 +150,7 @@ pub fn App() -> impl IntoView {
                     <Route path=path!("/") view=|| LandingPage().erased() ssr=SsrMode::Async />
                     <Route path=path!("/random") view=|| RandomPage().erased() ssr=SsrMode::Async />
                     <Route path=path!("/docs") view=|| DocsPage().erased() ssr=SsrMode::Async />
+                    <Route path=path!("/queue") view=|| QueuePage().erased() ssr=SsrMode::Async />
                     <Route path=path!("/:model/:source") view=|| SourcePage().erased() ssr=SsrMode::Async />
                     <Route path=path!("/:model/:source/analyze") view=|| AnalyzePage().erased() ssr=SsrMode::Async />
                     <Route path=path!("/:model/:source/steer") view=|| SteerPage().erased() ssr=SsrMode::Async />

@@ -50,6 +50,17 @@ pub fn bytes(value: u64) -> String {
     }
 }
 
+/// A span of milliseconds as people say it: `12 s`, `4 min`, `3 h 05 min`, `2 d 3 h`.
+pub fn duration(millis: i64) -> String {
+    let seconds = millis.max(0).saturating_add(500) / 1_000;
+    match (seconds / 86_400, seconds / 3_600, seconds / 60) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min"),
+        (0, hours, minutes) => format!("{hours} h {:02} min", minutes % 60),
+        (days, hours, _) => format!("{days} d {} h", hours % 24),
+    }
+}
+
 /// A feature's name where there is no label.
 pub fn name_or_index(label: Option<&str>, index: u32) -> String {
     label.filter(|label| !label.is_empty()).map_or_else(|| format!("feature {index}"), str::to_owned)
@@ -103,6 +114,12 @@ mod tests {
         assert_eq!(percent(0.004_21), "0.421%");
         assert_eq!(percent(0.9999), "100%");
         assert_eq!(percent(0.0), "0%");
+    }
+
+    #[test]
+    fn spans_of_time_have_two_units_at_most() {
+        let spans = [-5, 11_600, 240_000, 11_100_000, 183_600_000].map(duration);
+        assert_eq!(spans, ["0 s", "12 s", "4 min", "3 h 05 min", "2 d 3 h"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Addresses: paths of pages and endpoints, query strings and back. Everything a person set lives here.
 
 use crate::api::SourceKey;
-use api::{ActivationKind, Category, FeatureQuery, FeatureSort};
+use api::{ActivationKind, Category, FeatureQuery, FeatureSort, JobKind, JobQuery, JobState};
 use leptos_router::params::ParamsMap;
 use std::fmt::Write as _;
 
@@ -92,6 +92,33 @@ pub fn feature_query_from_params(params: &ParamsMap) -> FeatureQuery {
     }
 }
 
+/// The page of the queue, with a state of its list.
+pub fn queue_path(query: &JobQuery) -> String {
+    "/queue".to_owned() + &job_query_string(query)
+}
+
+/// The query string of a list of jobs; the same names on the page and on the wire.
+pub fn job_query_string(query: &JobQuery) -> String {
+    let number = |number: u32| if number == 0 { String::new() } else { number.to_string() };
+    query_string([
+        ("state", query.state.map_or("", JobState::as_str).to_owned()),
+        ("kind", query.kind.map_or("", JobKind::as_str).to_owned()),
+        ("page", number(query.page)),
+        ("perPage", number(query.per_page)),
+    ])
+}
+
+/// Reads the state of a list of jobs from a page's address; what cannot be understood counts as not set.
+pub fn job_query_from_params(params: &ParamsMap) -> JobQuery {
+    let get = |name: &str| params.get(name).unwrap_or_default();
+    JobQuery {
+        state: JobState::from_name(&get("state")),
+        kind: JobKind::from_name(&get("kind")),
+        page: get("page").parse().unwrap_or(0),
+        per_page: get("perPage").parse().unwrap_or(0),
+    }
+}
+
 /// The examples a feature page shows.
 pub fn kind_from_params(params: &ParamsMap) -> ActivationKind {
     params.get("kind").and_then(|name| ActivationKind::from_name(&name)).unwrap_or_default()
@@ -141,6 +168,18 @@ mod tests {
             .collect();
         let map: ParamsMap = pairs.into_iter().collect();
         assert_eq!(feature_query_from_params(&map), query);
+    }
+
+    #[test]
+    fn a_list_of_jobs_survives_its_address() {
+        let query = JobQuery { state: Some(JobState::Dead), kind: Some(JobKind::Refine), page: 3, per_page: 10 };
+        assert_eq!(queue_path(&query), "/queue?state=dead&kind=refine&page=3&perPage=10");
+        let pairs = [("state", "dead"), ("kind", "refine"), ("page", "3"), ("perPage", "10")];
+        assert_eq!(job_query_from_params(&params(&pairs)), query);
+        // As a form without scripts sends what was not chosen.
+        let nothing = params(&[("state", ""), ("kind", "paint"), ("page", "-1")]);
+        assert_eq!(job_query_from_params(&nothing), JobQuery::default());
+        assert_eq!(queue_path(&JobQuery::default()), "/queue");
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod analyze;
 mod finding;
 mod landing;
 mod memory;
+mod queue;
 mod reading;
 mod steering;
 

@@ -115,6 +115,7 @@ fn every_page(demo: &Demo) -> anyhow::Result<Vec<String>> {
         demo.page("/steer"),
         demo.page(&format!("/steer?features={best}:3")),
         "/docs".into(),
+        "/queue".into(),
         "/nothing".into(),
     ])
 }

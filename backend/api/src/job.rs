@@ -94,6 +94,8 @@ pub struct Job {
     pub lost: u32,
     /// Why the last try failed, or why there is no explanation.
     pub reason: Option<String>,
+    /// Who has it, while it runs: the number of a process and a random one.
+    pub worker: Option<String>,
     pub input_tokens: u64,
     pub output_tokens: u64,
     pub created_at: i64,
@@ -132,6 +134,20 @@ pub struct EndpointStatus {
     pub seconds_left: Option<f64>,
 }
 
+/// How far a step is, over all features.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct KindStatus {
+    pub kind: JobKind,
+    /// Waiting, those after a failed try included.
+    pub queued: u64,
+    pub running: u64,
+    pub done: u64,
+    pub dead: u64,
+    pub cancelled: u64,
+}
+
 /// Query of `GET /api/v1/jobs`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::IntoParams))]
@@ -156,8 +172,13 @@ pub struct JobQuery {
 #[serde(rename_all = "camelCase")]
 pub struct JobList {
     pub endpoints: Vec<EndpointStatus>,
+    /// All jobs by kind, in the order of the steps; kinds without jobs are left out.
+    pub kinds: Vec<KindStatus>,
     pub jobs: Vec<Job>,
+    /// Jobs that fit the query, on all pages.
     pub total: u32,
+    /// When this was so, by the clock that all times here are of.
+    pub now: i64,
     pub page: u32,
     pub per_page: u32,
 }

@@ -26,7 +26,7 @@ pub use feature::{
     Category, Explanation, Feature, FeatureList, FeatureQuery, FeatureSort, FeatureSummary, Histogram, Neighbour,
     Neighbours, Score,
 };
-pub use job::{EndpointStatus, Job, JobKind, JobList, JobQuery, JobState};
+pub use job::{EndpointStatus, Job, JobKind, JobList, JobQuery, JobState, KindStatus};
 pub use picture::{Picture, PictureActivations, PictureList, PictureObject, Rect};
 pub use problem::{ErrorCode, Problem};
 pub use shards::{Agreement, SaeManifest, ShardFile, Tier, TierShards};

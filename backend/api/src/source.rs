@@ -45,8 +45,9 @@ pub struct Source {
     pub tokens: u64,
     /// Latents that fired at least once.
     pub alive: u32,
-    /// Fraction of variance unexplained on the cache set's picture tokens.
-    pub fvu: f32,
+    /// Fraction of variance unexplained on the cache set's picture tokens; unknown when activations alone were kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fvu: Option<f32>,
     /// Number of features with an explanation.
     pub explained: u32,
     pub provenance: Provenance,

@@ -38,7 +38,7 @@ fn all_stages_run_and_resume() {
     let features = read_features(&out.join(names::FEATURES)).unwrap();
     assert_eq!(features.len(), source.latents as usize);
     assert!(source.alive > 0 && source.alive <= source.latents);
-    assert!(source.fvu.is_finite() && source.fvu > 0.0);
+    assert!(source.fvu.is_some_and(|fvu| fvu.is_finite() && fvu > 0.0));
     let examples = read_examples(&out.join(names::EXAMPLES)).unwrap();
     let pictures = read_pictures(&out.join(names::PICTURES)).unwrap();
     assert!(!examples.is_empty());

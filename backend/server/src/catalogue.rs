@@ -118,12 +118,19 @@ impl Catalogue {
         found.ok_or_else(|| AppError::not_found("No feature of this source is alive."))
     }
 
-    /// The queue: how endpoints are doing, and a page of jobs.
+    /// The queue: how endpoints and steps are doing, and a page of jobs.
     pub async fn jobs(&self, query: &JobQuery) -> Result<JobList, AppError> {
         let filter = JobFilter { state: query.state, kind: query.kind, ..JobFilter::default() };
         let found = self.queue.list_jobs(&filter, query.page, query.per_page).await?;
-        let endpoints = self.queue.list_endpoints().await?;
-        Ok(JobList { endpoints, jobs: found.jobs, total: found.total, page: query.page, per_page: found.per_page })
+        Ok(JobList {
+            endpoints: self.queue.list_endpoints().await?,
+            kinds: self.queue.list_kinds().await?,
+            jobs: found.jobs,
+            total: found.total,
+            now: found.now,
+            page: query.page,
+            per_page: found.per_page,
+        })
     }
 
     pub async fn job(&self, id: i64) -> Result<Job, AppError> {
@@ -199,6 +206,7 @@ impl Catalogue {
             }
             Endpoint::PictureActivations(key, id) => json(&self.picture_activations(&key, &id).await?),
             Endpoint::Random(key) => json(&self.random(&key).await?),
+            Endpoint::Jobs(query) => json(&self.jobs(&query).await?),
         }
     }
 }

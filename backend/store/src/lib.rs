@@ -1,4 +1,5 @@
-//! All SQL and all file formats: the Parquet artefacts in [`files`], and the database behind the page, [`Store`].
+//! All SQL and all file formats: the Parquet artefacts in [`files`], other programs' formats in [`exchange`], and the
+//! database behind the page, [`Store`].
 //!
 //! Knows nothing of HTTP and nothing of tensors. Errors are one enum per half: [`files::FileError`] names the file,
 //! [`StoreError`] carries the cause.
@@ -6,6 +7,7 @@
 mod blob;
 mod error;
 mod example;
+pub mod exchange;
 mod feature;
 pub mod files;
 mod import;

@@ -1,10 +1,10 @@
 //! The reading endpoints under `/api/v1`, and which type each answers with.
 
 use super::SourceKey;
-use crate::links::{api_path, encode, feature_query_string, query_string};
+use crate::links::{api_path, encode, feature_query_string, job_query_string, query_string};
 use api::{
-    ActivationKind, Activations, Feature, FeatureList, FeatureQuery, FeatureSummary, Neighbours, PictureActivations,
-    PictureList, Source,
+    ActivationKind, Activations, Feature, FeatureList, FeatureQuery, FeatureSummary, JobList, JobQuery, Neighbours,
+    PictureActivations, PictureList, Source,
 };
 use std::marker::PhantomData;
 
@@ -21,6 +21,7 @@ pub enum Endpoint {
     Pictures { key: SourceKey, kind: String, page: u32, per_page: u32 },
     PictureActivations(SourceKey, String),
     Random(SourceKey),
+    Jobs(JobQuery),
 }
 
 impl Endpoint {
@@ -43,6 +44,7 @@ impl Endpoint {
             }
             Self::PictureActivations(key, id) => api_path(key, &format!("/pictures/{}/activations", encode(id))),
             Self::Random(key) => api_path(key, "/random"),
+            Self::Jobs(query) => "/api/v1/jobs".to_owned() + &job_query_string(query),
         }
     }
 }
@@ -103,9 +105,15 @@ pub fn random(key: SourceKey) -> Ask<FeatureSummary> {
     ask(Endpoint::Random(key))
 }
 
+/// `GET /jobs`: the queue of interpretation, and a page of its jobs.
+pub fn jobs(query: JobQuery) -> Ask<JobList> {
+    ask(Endpoint::Jobs(query))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use api::{JobKind, JobState};
 
     #[test]
     fn questions_have_the_paths_of_the_api() {
@@ -121,5 +129,8 @@ mod tests {
         assert_eq!(samples, "/api/v1/pocket/3-res-3k/pictures?kind=sample&page=0&perPage=6");
         let picture = picture_activations(key(), "a/b".into()).endpoint.path();
         assert_eq!(picture, "/api/v1/pocket/3-res-3k/pictures/a%2Fb/activations");
+        assert_eq!(jobs(JobQuery::default()).endpoint.path(), "/api/v1/jobs");
+        let dead = JobQuery { state: Some(JobState::Dead), kind: Some(JobKind::Score), page: 2, per_page: 0 };
+        assert_eq!(jobs(dead).endpoint.path(), "/api/v1/jobs?state=dead&kind=score&page=2");
     }
 }

@@ -131,6 +131,7 @@ pub fn Footer() -> impl IntoView {
             </p>
             <nav aria-label="More">
                 <a href="/docs">"API"</a>
+                <a href="/queue">"Queue"</a>
                 <a href="/random" rel="nofollow">
                     "A random feature"
                 </a>

@@ -132,6 +132,41 @@ pub fn SearchField(
     }
 }
 
+/// A drop-down list whose first entry, if named, means "no filter".
+#[component]
+pub fn Picker(
+    name: &'static str,
+    any: &'static str,
+    options: Vec<(&'static str, &'static str)>,
+    value: Signal<String>,
+    on_change: Callback<web_sys::Event>,
+) -> impl IntoView {
+    let first = (!any.is_empty()).then_some(("", any));
+    let options = first
+        .into_iter()
+        .chain(options)
+        .map(|(option, text)| {
+            view! {
+                <option value=option selected=move || value.get() == option>
+                    {text}
+                </option>
+            }
+        })
+        .collect_view();
+    let label = if name == "minScore" { "least score" } else { name };
+    view! {
+        <select
+            name=name
+            aria-label=label
+            class:chosen=move || !any.is_empty() && !value.get().is_empty()
+            prop:value=move || value.get()
+            on:change=move |event| on_change.run(event)
+        >
+            {options}
+        </select>
+    }
+}
+
 /// Pages of a list, as links.
 #[component]
 pub fn Pager(

@@ -15,24 +15,32 @@ type Viewer = Arc<dyn Fn(&str) -> Answer<AnyView> + Send + Sync>;
 
 /// Shows `waiting` until the first answer, then the view of the newest answer, or its problem.
 #[component]
-pub fn Load<T, F, V>(resource: Fetched<T>, #[prop(into)] waiting: ViewFnOnce, view: F) -> impl IntoView
+pub fn Load<T, F, V>(
+    resource: Fetched<T>,
+    #[prop(into)] waiting: ViewFnOnce,
+    view: F,
+    /// Nothing instead of a problem: another `Load` of the same answer shows it.
+    #[prop(optional)]
+    quiet: bool,
+) -> impl IntoView
 where
     T: DeserializeOwned + 'static,
     F: Fn(T) -> V + Send + Sync + 'static,
     V: IntoView + 'static,
 {
     let view: Viewer = Arc::new(move |text| read(text).map(|data| view(data).erased()));
-    view! { <Wait text=resource.text waiting view /> }
+    view! { <Wait text=resource.text waiting view quiet /> }
 }
 
 /// The part of [`Load`] that is the same for all data.
 #[component]
-fn Wait(text: Resource<Answer<String>>, waiting: ViewFnOnce, view: Viewer) -> impl IntoView {
+fn Wait(text: Resource<Answer<String>>, waiting: ViewFnOnce, view: Viewer, quiet: bool) -> impl IntoView {
     let answer = move || {
         let view = Arc::clone(&view);
         Suspend::new(async move {
             match text.await.and_then(|text| view(&text)) {
                 Ok(view) => view,
+                Err(_) if quiet => ().erased(),
                 Err(problem) => view! { <ProblemView problem /> }.erased(),
             }
         })

@@ -15,7 +15,7 @@ mod plots;
 mod tokens;
 
 pub use chrome::{Footer, Header, Help};
-pub use controls::{Choice, Pager, SearchField, Switch, View};
+pub use controls::{Choice, Pager, Picker, SearchField, Switch, View};
 pub use erase::Erase;
 pub use examples::{ColourBar, Examples};
 pub use feature_card::{FeatureCard, MiniFeature, category_name};

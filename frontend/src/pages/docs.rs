@@ -5,7 +5,7 @@ use leptos::prelude::*;
 use leptos_meta::Title;
 
 /// Method, path under `/api/v1`, what it does, an example query or body.
-const ENDPOINTS: [(&str, &str, &str, &str); 15] = [
+const ENDPOINTS: [(&str, &str, &str, &str); 17] = [
     ("GET", "/sources", "All sources: one autoencoder at one hook point of one model.", ""),
     ("GET", "/{model}/{source}", "One source, with its numbers and where they come from.", ""),
     (
@@ -63,6 +63,18 @@ const ENDPOINTS: [(&str, &str, &str, &str); 15] = [
         "/engine",
         "The engine behind extract, steer and attribute, which also answer without /{model}/{source}.",
         "",
+    ),
+    (
+        "GET",
+        "/jobs",
+        "The queue of interpretation, as the page /queue shows it: how far every step is, and jobs, newest first. state = queued | running | done | dead | cancelled, kind = explain | refine | categorise | score, page, perPage; /jobs/{number} is one of them.",
+        "?state=dead",
+    ),
+    (
+        "POST",
+        "/{model}/{source}/features/{index}/explain",
+        "Asks for an explanation, before any bulk run. Asking again gives the same job.",
+        "-X POST",
     ),
     (
         "GET",

@@ -2,7 +2,7 @@
 
 use crate::{
     api::{Fetched, SourceKey, endpoint},
-    components::{FeatureCard, Load, Pager, ProvenanceNote, SearchField, Skeleton, Stat},
+    components::{FeatureCard, Load, Pager, Picker, ProvenanceNote, SearchField, Skeleton, Stat},
     format::{count, percent, sig3},
     links::{PER_PAGE, feature_query_from_params, feature_query_pairs, feature_query_string, source_path},
     pages::use_source_key,
@@ -63,11 +63,13 @@ fn SourceHead(source: Source) -> impl IntoView {
         <Stat name="with a label" value=count(source.explained) about="features that somebody or something has explained" />
         <Stat name="active per token" value=source.k.to_string() about="k: latents that may fire on one token" />
         <Stat name="d_model" value=source.d_model.to_string() about="width of the hidden states that are encoded" />
-        <Stat
-            name="variance missed"
-            value=percent(source.fvu)
-            about="share of the hidden states' variance that the autoencoder cannot give back: fraction of variance unexplained (FVU), on held-out tokens"
-        />
+        {source.fvu.map(|fvu| view! {
+            <Stat
+                name="variance missed"
+                value=percent(fvu)
+                about="share of the hidden states' variance that the autoencoder cannot give back: fraction of variance unexplained (FVU), on held-out tokens"
+            />
+        })}
         <Stat name="pictures" value=count(source.pictures) about="pictures all statistics were counted on" />
         <Stat name="tokens" value=count(source.tokens) about="picture tokens all statistics were counted on" />
     };
@@ -168,41 +170,6 @@ fn Filters(key: Memo<SourceKey>, query: Memo<FeatureQuery>, go: Callback<Feature
                 <button class="button no-script">"Apply"</button>
             </form>
         </div>
-    }
-}
-
-/// A drop-down list whose first entry, if named, means "no filter".
-#[component]
-fn Picker(
-    name: &'static str,
-    any: &'static str,
-    options: Vec<(&'static str, &'static str)>,
-    value: Signal<String>,
-    on_change: Callback<web_sys::Event>,
-) -> impl IntoView {
-    let first = (!any.is_empty()).then_some(("", any));
-    let options = first
-        .into_iter()
-        .chain(options)
-        .map(|(option, text)| {
-            view! {
-                <option value=option selected=move || value.get() == option>
-                    {text}
-                </option>
-            }
-        })
-        .collect_view();
-    let label = if name == "minScore" { "least score" } else { name };
-    view! {
-        <select
-            name=name
-            aria-label=label
-            class:chosen=move || !any.is_empty() && !value.get().is_empty()
-            prop:value=move || value.get()
-            on:change=move |event| on_change.run(event)
-        >
-            {options}
-        </select>
     }
 }
 

@@ -53,7 +53,7 @@ pub fn source() -> Source {
         pictures: 3_200,
         tokens: 204_800,
         alive: 2_891,
-        fvu: 0.183,
+        fvu: Some(0.183),
         explained: 1_204,
         provenance: provenance(),
         description: "A small model that looks at composed scenes.".into(),
@@ -185,6 +185,7 @@ impl Client for FixtureClient {
                 Endpoint::Pictures { key, per_page, .. } => pictures(&key, per_page),
                 Endpoint::PictureActivations(key, id) => picture_activations(&key, &id),
                 Endpoint::Random(key) => known(&key, || Ok(summary(3))),
+                Endpoint::Jobs(query) => write(&crate::queue::jobs(&query)),
             }
         })
     }

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
 
 mod fixture;
+mod queue;
 
 use fixture::FixtureClient;
 use frontend::{
+    api::Client,
     app::SiteAssets,
     render::{Rendered, init, render_page},
 };
@@ -22,8 +24,13 @@ fn assets() -> SiteAssets {
 }
 
 async fn page(path: &str) -> Rendered {
+    page_by(path, Arc::new(FixtureClient)).await
+}
+
+/// The page with somebody else's answers.
+async fn page_by(path: &str, client: Arc<dyn Client>) -> Rendered {
     init();
-    let rendered = render_page(path, Arc::new(FixtureClient), assets()).await;
+    let rendered = render_page(path, client, assets()).await;
     let name = path.trim_matches('/').replace(['/', '?', '=', '&', ':'], "_");
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("pages");
     std::fs::create_dir_all(&folder).unwrap();

@@ -24,7 +24,7 @@ pub use extractor::{Extractor, SaeWeights};
 pub use folder::CacheFolder;
 pub use manifest::{FORMAT, FilterOf, ImageSetOf, Manifest, Settings, TokenKind};
 pub use read::{Cache, PictureTokens, Shard, Skipped, read};
-pub use shard::{Job, MAX_SHARD_PICTURES};
+pub use shard::{Job, MAX_SHARD_PICTURES, write_shard_file};
 pub use store::files::Activation;
 
 use crate::images::{ImageSet, list};
@@ -74,11 +74,19 @@ pub fn begin(
     let listed =
         write_whole(&path, |file| Ok(list(images, &path, file, &mut |pictures| report(Beginning::Listed(pictures)))?))?;
     let manifest = Manifest::new(settings, images, listed, date);
-    let path = folder.manifest();
-    let mut json = serde_json::to_vec_pretty(&manifest).map_err(|error| CacheError::other(&path, error))?;
-    json.push(b'\n');
-    write_bytes(&path, &json)?;
+    write_manifest(folder, &manifest)?;
     Ok(manifest)
+}
+
+/// Writes `manifest.json`.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn write_manifest(folder: &CacheFolder, manifest: &Manifest) -> Result<(), CacheError> {
+    let path = folder.manifest();
+    let mut json = serde_json::to_vec_pretty(manifest).map_err(|error| CacheError::other(&path, error))?;
+    json.push(b'\n');
+    write_bytes(&path, &json)
 }
 
 /// The shards that a process does: every `of`-th from `part` on.

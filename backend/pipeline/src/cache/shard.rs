@@ -74,17 +74,8 @@ impl<B: Backend> Job<'_, B> {
         };
         let Gathered { mut rows, pictures, skipped } = gathered;
         rows.sort();
-        let path = self.folder.shard(shard);
-        let bug = |error: serde_json::Error| CacheError::other(&path, error);
-        let texts = vec![
-            (CACHE.to_owned(), self.id(&path)?),
-            (MANIFEST.to_owned(), serde_json::to_string(self.manifest).map_err(bug)?),
-            (PICTURES.to_owned(), serde_json::to_string(&pictures).map_err(bug)?),
-            (SKIPPED.to_owned(), serde_json::to_string(&skipped).map_err(bug)?),
-        ];
         let first = self.manifest.images_of(shard).start;
-        write_whole(&path, |file| Ok(write_activations(&path, file, rows.activations(first), texts)?))?;
-        Ok(())
+        write_shard_file(self.folder, self.manifest, shard, &pictures, &skipped, rows.activations(first))
     }
 
     fn id(&self, path: &Path) -> Result<String, CacheError> {
@@ -128,6 +119,29 @@ impl<B: Backend> Job<'_, B> {
             Ok(gathered)
         })
     }
+}
+
+/// Writes a shard's file: what is known about its pictures, and rows that rise by feature, picture and token.
+///
+/// # Errors
+/// When rows do not rise, or the file cannot be written.
+pub fn write_shard_file(
+    folder: &CacheFolder,
+    manifest: &Manifest,
+    shard: u32,
+    pictures: &[PictureTokens],
+    skipped: &[Skipped],
+    rows: impl Iterator<Item = Activation>,
+) -> Result<(), CacheError> {
+    let path = folder.shard(shard);
+    let bug = |error: serde_json::Error| CacheError::other(&path, error);
+    let texts = vec![
+        (CACHE.to_owned(), manifest.id().map_err(bug)?),
+        (MANIFEST.to_owned(), serde_json::to_string(manifest).map_err(bug)?),
+        (PICTURES.to_owned(), serde_json::to_string(pictures).map_err(bug)?),
+        (SKIPPED.to_owned(), serde_json::to_string(skipped).map_err(bug)?),
+    ];
+    write_whole(&path, |file| Ok(write_activations(&path, file, rows, texts)?)).map(drop)
 }
 
 /// Reads, checks and decodes a shard's pictures, until nobody takes them any more. Duplicates are passed over.

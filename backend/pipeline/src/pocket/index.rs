@@ -6,6 +6,7 @@ use super::dissect::{self, Seen};
 use super::plan::Plan;
 use super::sprites::Sprites;
 use super::tower::seeds;
+use crate::index::feature::{Firing, NEIGHBOURS, QUANTILES, TopLogits, bar_edges, bar_of, strongest, top_logits};
 use anyhow::{Context, Result};
 use api::{ActivationKind, Category, Explanation, Feature, Provenance, Score, Source};
 use burn::tensor::Tensor;
@@ -25,27 +26,13 @@ use store::files::{
 
 /// Examples kept per feature and kind.
 const EXAMPLES: usize = 12;
-const QUANTILES: usize = 5;
 const PER_QUANTILE: usize = 3;
 /// Texts kept per feature, and tokens shown around the strongest one.
 const TEXTS: usize = 6;
 const TEXT_CONTEXT: usize = 12;
 /// Texts read for the statistics of text tokens.
 const TEXT_SAMPLES: usize = 600;
-const NEIGHBOURS: usize = 8;
-const LOGIT_TOKENS: usize = 8;
 const HISTOGRAM_BARS: usize = 24;
-
-/// One feature on one picture of the cache set.
-#[derive(Debug, Clone)]
-struct Firing {
-    picture: usize,
-    indices: Vec<u16>,
-    values: Vec<f32>,
-    max: f32,
-    max_index: u32,
-    mean: f32,
-}
 
 /// Everything known about the features before rows are written.
 struct Cache {
@@ -85,7 +72,7 @@ pub fn index<B: Backend>(
     let sae = Sae::<B>::load(&out.join("sae").join(plan.hook_point()), device)?;
     let cache = collect(plan, sprites, photographs, &lmm, &sae, out)?;
     let provenance = provenance(plan, out, dtype, cache.pictures.len())?;
-    let logits = top_logits(&lmm, &sae);
+    let logits: Vec<TopLogits> = top_logits(&lmm, sae.w_dec.clone());
     let cosines = decoder_neighbours(&sae);
     let priors = Priors {
         words: caption_counts(&cache.pictures),
@@ -154,7 +141,7 @@ fn collect<B: Backend>(
             }
         }
         for (feature, (indices, values)) in by_feature {
-            cache.firings[feature as usize].push(firing(number, indices, values, patches));
+            cache.firings[feature as usize].push(Firing::new(number, indices, values, patches));
         }
         if number % 500 == 499 {
             tracing::info!(pictures = number + 1, of = cache.pictures.len(), "cached");
@@ -163,12 +150,6 @@ fn collect<B: Backend>(
     cache.fvu = variance.unexplained();
     read_texts(plan, sprites, lmm, sae, out, &mut cache)?;
     Ok(cache)
-}
-
-fn firing(picture: usize, indices: Vec<u16>, values: Vec<f32>, patches: usize) -> Firing {
-    let (at, max) = values.iter().enumerate().fold((0, 0.0), |best, (i, v)| if *v > best.1 { (i, *v) } else { best });
-    let mean = values.iter().sum::<f32>() / patches as f32;
-    Firing { picture, max, max_index: u32::from(indices[at]), mean, indices, values }
 }
 
 /// Text tokens through the model; BOS dropped.
@@ -230,10 +211,9 @@ fn statistics(plan: &Plan, index: usize, firings: &[Firing], cache: &Cache) -> F
     let tokens = (cache.pictures.len() * cache.patches) as f32;
     let mut heights = vec![0.0; HISTOGRAM_BARS];
     for value in &values {
-        let bar = (value / picture_max * HISTOGRAM_BARS as f32) as usize;
-        heights[bar.min(HISTOGRAM_BARS - 1)] += 1.0;
+        heights[bar_of(*value, picture_max, HISTOGRAM_BARS)] += 1.0;
     }
-    let edges = (0..=HISTOGRAM_BARS).map(|bar| picture_max * bar as f32 / HISTOGRAM_BARS as f32).collect();
+    let edges = bar_edges(picture_max, HISTOGRAM_BARS);
     Feature {
         model_id: "pocket".into(),
         layer: plan.source_id(),
@@ -249,30 +229,6 @@ fn statistics(plan: &Plan, index: usize, firings: &[Firing], cache: &Cache) -> F
     }
 }
 
-/// Output tokens a feature raises and lowers most, and by how much.
-type TopLogits = (Vec<String>, Vec<f32>, Vec<String>, Vec<f32>);
-
-/// Decoder rows through the final norm and the unembedding.
-fn top_logits<B: Backend>(lmm: &Lmm<B>, sae: &Sae<B>) -> Vec<TopLogits> {
-    let logits = lmm.net.language.logits(sae.w_dec.clone().unsqueeze());
-    let vocabulary = logits.dims()[2];
-    let values = f32_from_tensor(logits);
-    let pick = |ids: &[usize], row: &[f32]| -> (Vec<String>, Vec<f32>) {
-        ids.iter().take(LOGIT_TOKENS).map(|&id| (lmm.token_text(id as u32), row[id])).unzip()
-    };
-    values
-        .chunks_exact(vocabulary)
-        .map(|row| {
-            let mut ids: Vec<usize> = (0..vocabulary).collect();
-            ids.sort_unstable_by(|a, b| row[*b].total_cmp(&row[*a]));
-            let (pos, pos_values) = pick(&ids, row);
-            ids.reverse();
-            let (neg, neg_values) = pick(&ids, row);
-            (pos, pos_values, neg, neg_values)
-        })
-        .collect()
-}
-
 /// Nearest features by cosine of decoder rows (unit rows: a product).
 fn decoder_neighbours<B: Backend>(sae: &Sae<B>) -> Vec<Vec<(u32, f32)>> {
     let latents = sae.latents();
@@ -283,11 +239,8 @@ fn decoder_neighbours<B: Backend>(sae: &Sae<B>) -> Vec<Vec<(u32, f32)>> {
         .chunks_exact(latents)
         .enumerate()
         .map(|(own, row)| {
-            let mut near: Vec<(u32, f32)> =
-                row.iter().enumerate().filter(|(other, _)| *other != own).map(|(i, v)| (i as u32, *v)).collect();
-            near.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            near.truncate(NEIGHBOURS);
-            near
+            let near = row.iter().enumerate().filter(|(other, _)| *other != own).map(|(i, v)| (i as u32, *v));
+            strongest(near.collect(), NEIGHBOURS)
         })
         .collect()
 }
@@ -297,16 +250,14 @@ fn firing_neighbours(index: usize, latents: usize, cache: &Cache) -> Vec<(u32, f
     let patches =
         |feature: usize| cache.firings[feature].iter().map(|firing| firing.indices.len()).sum::<usize>() as f32;
     let own = patches(index);
-    let mut near: Vec<(u32, f32)> = (0..latents)
+    let near = (0..latents)
         .filter(|other| *other != index)
         .filter_map(|other| {
             let both = cache.together[index.min(other) * latents + index.max(other)] as f32;
             (both > 0.0).then(|| (other as u32, both / (own + patches(other) - both)))
         })
         .collect();
-    near.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    near.truncate(NEIGHBOURS);
-    near
+    strongest(near, NEIGHBOURS)
 }
 
 fn caption_counts(pictures: &[CachePicture]) -> BTreeMap<String, usize> {
@@ -409,18 +360,8 @@ fn text_token<B: Backend>(index: usize, cache: &Cache, lmm: &Lmm<B>) -> Option<(
 
 /// Example rows of all kinds.
 fn example_rows(feature: u32, firings: &[Firing], cache: &Cache) -> Vec<ExampleRow> {
-    let row = |kind: ActivationKind, rank: usize, firing: &Firing, bin: (f32, f32)| ExampleRow {
-        feature,
-        kind,
-        rank: rank as u32,
-        picture: cache.pictures[firing.picture].picture.id.clone(),
-        indices: firing.indices.clone(),
-        values: firing.values.clone(),
-        max_value: firing.max,
-        max_index: firing.max_index,
-        mean_value: firing.mean,
-        bin_min: bin.0,
-        bin_max: bin.1,
+    let row = |kind: ActivationKind, rank: usize, firing: &Firing, bin: (f32, f32)| {
+        firing.row(feature, kind, rank, cache.pictures[firing.picture].picture.id.clone(), bin)
     };
     let whole = (0.0, firings.iter().map(|firing| firing.max).fold(0.0, f32::max));
     let ranked = |kind: ActivationKind, order: Vec<&Firing>| -> Vec<ExampleRow> {
@@ -509,7 +450,7 @@ fn source<B: Backend>(
         pictures: cache.pictures.len() as u32,
         tokens: (cache.pictures.len() * cache.patches) as u64,
         alive: features.iter().filter(|row| !row.feature.dead).count() as u32,
-        fvu: cache.fvu as f32,
+        fvu: Some(cache.fvu as f32),
         explained: features.iter().filter(|row| row.feature.label().is_some()).count() as u32,
         provenance,
         description: "A small LLaVA-NeXT trained from scratch on composed scenes, and the sparse autoencoder of its residual stream.".into(),

@@ -172,7 +172,9 @@ fn sae_table(text: &mut String, source: &Source, features: &[FeatureRow]) -> Res
         "## The SAE\n\n| | |\n|---|---:|\n| latents | {} |\n| k | {} |\n| mean active latents per picture token | {l0:.1} |",
         source.latents, source.k
     )?;
-    writeln!(text, "| fraction of variance unexplained, picture tokens of the cache set | {:.3} |", source.fvu)?;
+    if let Some(fvu) = source.fvu {
+        writeln!(text, "| fraction of variance unexplained, picture tokens of the cache set | {fvu:.3} |")?;
+    }
     writeln!(text, "| silent on cache set and texts | {dead} ({:.1}%) |", 100.0 * dead as f32 / source.latents as f32)?;
     writeln!(text, "| features with an explanation | {} |", source.explained)?;
     writeln!(text, "| features with IoU ≥ {GOOD_IOU} to a truth | {good} |")?;

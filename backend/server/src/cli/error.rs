@@ -22,6 +22,8 @@ pub enum CliError {
     #[error("{0}")]
     Cache(pipeline::cache::CacheError),
     #[error("{0}")]
+    Index(pipeline::index::IndexError),
+    #[error("{0}")]
     Quantize(#[from] pipeline::quantize::QuantizeError),
     #[error("{0}")]
     Train(#[from] pipeline::train::TrainError),
@@ -41,6 +43,17 @@ impl From<pipeline::cache::CacheError> for CliError {
         match error {
             pipeline::cache::CacheError::Model(error) => Self::Model(error),
             other => Self::Cache(other),
+        }
+    }
+}
+
+impl From<pipeline::index::IndexError> for CliError {
+    /// The same.
+    fn from(error: pipeline::index::IndexError) -> Self {
+        match error {
+            pipeline::index::IndexError::Model(error) => Self::Model(error),
+            pipeline::index::IndexError::Cache(error) => error.into(),
+            other => Self::Index(other),
         }
     }
 }

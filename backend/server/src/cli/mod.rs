@@ -1,5 +1,5 @@
-//! The experiments from the shell: `lmm-scope extract`, `encode`, `steer`, `attribute`, `cache`, `quantize`,
-//! `train-sae`.
+//! The experiments from the shell: `lmm-scope extract`, `encode`, `steer`, `attribute`, `cache`, `index`,
+//! `quantize`, `train-sae`.
 //!
 //! A command is arguments → checks of everything that is cheap ([`setup`]) → weights → numbers → a file that appears
 //! under its final name when it is whole ([`output`]). Nothing is loaded for a mistake that the flags, `config.json`
@@ -14,6 +14,7 @@ mod error;
 mod explain;
 mod extract;
 mod features;
+mod index;
 mod jobs;
 mod output;
 mod progress;
@@ -31,6 +32,7 @@ pub use encode::EncodeArgs;
 pub use error::CliError;
 pub use explain::ExplainArgs;
 pub use extract::ExtractArgs;
+pub use index::IndexArgs;
 pub use quantize::QuantizeArgs;
 pub use queue::QueueArgs;
 pub use steer::SteerArgs;
@@ -55,6 +57,8 @@ pub enum Command {
     Attribute(Box<AttributeArgs>),
     /// Run an image set through model and SAE and keep the activations, in shards that any number of processes write.
     Cache(Box<CacheArgs>),
+    /// Sort a cache by feature: activations, statistics, examples and neighbours of every feature, as `serve` reads them.
+    Index(Box<IndexArgs>),
     /// Write an SAE as browsers fetch it: in pieces, with fewer bits if they like.
     Quantize(Box<QuantizeArgs>),
     /// Train a TopK SAE on hidden states; what was stopped goes on by the same command.
@@ -91,6 +95,7 @@ pub fn run(command: Command) -> Result<(), CliError> {
         Command::Steer(args) => steer::run(*args),
         Command::Attribute(args) => attribute::run(*args),
         Command::Cache(args) => cache::run(*args),
+        Command::Index(args) => index::run(*args),
         Command::Quantize(args) => quantize::run(&args),
         Command::TrainSae(args) => train_sae::run(&args),
         Command::Explain(args) => explain::run(&args),

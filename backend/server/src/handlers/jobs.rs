@@ -7,7 +7,7 @@ use api::{Job, JobList, JobQuery};
 use axum::{Json, extract::State, http::StatusCode};
 use frontend::api::SourceKey;
 
-/// The queue of interpretation: how every endpoint is doing, and its jobs, newest first.
+/// The queue of interpretation: how every endpoint and every step is doing, and the jobs, newest first.
 #[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs", params(JobQuery),
     responses((status = 200, body = JobList), super::Refused))]
 pub async fn list_jobs(

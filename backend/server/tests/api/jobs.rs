@@ -1,7 +1,7 @@
 //! The queue over HTTP: what is shown, what a visitor may ask for, and an explanation that arrives on its feature.
 
 use crate::common::{SOURCE, Server, server};
-use api::{Category, ErrorCode, Feature, Job, JobKind, JobList, JobState};
+use api::{Category, ErrorCode, Feature, Job, JobKind, JobList, JobState, KindStatus};
 use axum::{body::Body, http::Request};
 use pipeline::interpret::Identity;
 use server::{AppState, catalogue::Catalogue, encoder::Encoder, engine::Engine, router::router, weights::Weights};
@@ -55,6 +55,8 @@ async fn a_visitors_request_is_one_job_and_its_explanation_arrives_on_the_featur
     ask(&server, 4).await;
     let list: JobList = server.json("/api/v1/jobs?state=queued&perPage=1").await;
     assert_eq!((list.total, list.jobs.len(), list.jobs[0].index, list.endpoints[0].queued), (2, 1, 4, 2));
+    assert_eq!(list.kinds, [KindStatus { kind: JobKind::Explain, queued: 2, ..KindStatus::default() }]);
+    assert!(list.now >= list.jobs[0].created_at);
     assert_eq!(server.json::<JobList>("/api/v1/jobs?state=dead&kind=score").await.total, 0);
 
     let source: api::Source = server.json(SOURCE).await;
@@ -92,5 +94,37 @@ async fn what_does_not_exist_or_nobody_does_is_refused() {
     let without = crate::common::server().await;
     let problem = without.send(explain(1)).await.problem(400, ErrorCode::BadRequest);
     assert!(problem.detail.contains("Nobody interprets"), "{}", problem.detail);
-    assert_eq!(without.json::<JobList>("/api/v1/jobs").await, JobList { per_page: 48, ..JobList::default() });
+    let empty = without.json::<JobList>("/api/v1/jobs").await;
+    assert!(empty.now > 0);
+    assert_eq!(empty, JobList { per_page: 48, now: empty.now, ..JobList::default() });
+}
+
+#[tokio::test]
+async fn the_page_shows_what_the_address_asks_for() {
+    let (server, queue) = with_interpreter().await;
+    let empty = server.get("/queue").await;
+    assert_eq!(empty.status.as_u16(), 200, "{}", empty.text());
+    assert!(empty.text().contains("data-testid=\"queue-empty\""), "{}", empty.text());
+    ask(&server, 3).await;
+    ask(&server, 4).await;
+    let source: api::Source = server.json(SOURCE).await;
+    let Claim::Job(lease) = queue.claim(&identity().assignment(&source), "test").await.unwrap() else {
+        panic!("nothing to do");
+    };
+    assert!(queue.fail(&lease, "no picture agrees", None, Usage::default()).await.unwrap());
+    for (query, features, state) in [
+        ("", vec![4, 3], "queued"),
+        ("?state=dead", vec![3], "dead"),
+        ("?state=queued&kind=explain", vec![4], "queued"),
+    ] {
+        let page = server.get(&format!("/queue{query}")).await;
+        assert_eq!(page.status.as_u16(), 200, "{query}: {}", page.text());
+        let text = page.text();
+        assert_eq!(text.matches("data-testid=\"job\"").count(), features.len(), "{query}");
+        for index in features {
+            assert!(text.contains(&format!("href=\"/tiny/1-res-64/{index}\"")), "{query} lacks feature {index}");
+        }
+        assert!(text.contains(&format!("data-state=\"{state}\"")), "{query}");
+        assert_eq!(text.contains(">no picture agrees<"), !query.contains("queued"), "{query}");
+    }
 }

@@ -14,6 +14,7 @@ async fn pages_are_rendered_with_their_data() {
         ("/tiny/1-res-64/analyze", "picture"),
         ("/tiny/1-res-64/steer", "prompt"),
         ("/docs", "/api/v1"),
+        ("/queue", "lmm-scope explain"),
     ] {
         let page = server.get(path).await;
         assert_eq!(page.status.as_u16(), 200, "{path}: {}", page.text());

@@ -7,10 +7,10 @@ use pipeline::cache::{Activation, Cache};
 use safetensors::Dtype;
 use std::fs;
 
-const CACHE: &str = "cache --model model --sae sae --layer 1 --images pictures --out out";
+pub const CACHE: &str = "cache --model model --sae sae --layer 1 --images pictures --out out";
 
 /// `pictures/`: five pictures, the last of them the first one again, and a file that is no picture.
-fn add_pictures(place: &Place) {
+pub fn add_pictures(place: &Place) {
     fs::create_dir(place.at("pictures")).unwrap();
     for number in 0..4u32 {
         let picture = RgbImage::from_fn(40, 30, |x, y| Rgb([(x * number) as u8, (y * 7) as u8, (x ^ y) as u8]));
@@ -26,7 +26,7 @@ fn with_pictures() -> Place {
     place
 }
 
-fn rows_of(place: &Place, out: &str) -> Vec<Activation> {
+pub fn rows_of(place: &Place, out: &str) -> Vec<Activation> {
     let cache = Cache::open(&place.at(out)).unwrap();
     (0..cache.manifest.shards).flat_map(|shard| cache.shard(shard).unwrap().map(Result::unwrap)).collect()
 }

@@ -7,6 +7,7 @@ mod common;
 mod contracts;
 mod damaged;
 mod flags;
+mod index;
 mod memory;
 mod quantize;
 mod train_sae;

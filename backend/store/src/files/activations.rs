@@ -29,7 +29,7 @@ use std::{
 };
 
 /// Rows that are encoded together, and rows per row group.
-const ROWS_PER_BATCH: usize = 1 << 16;
+pub(super) const ROWS_PER_BATCH: usize = 1 << 16;
 const ROWS_PER_GROUP: usize = 1 << 20;
 
 /// One row of a shard.
@@ -64,13 +64,13 @@ pub fn write_activations(
     let failed = |error: ParquetError| write_error(path, error);
     let mut columns = Columns::default();
     let schema = columns.take(path)?.schema();
-    let mut writer = ArrowWriter::try_new(file, schema, Some(properties(texts))).map_err(failed)?;
+    let mut writer = ArrowWriter::try_new(file, schema, Some(properties(texts, ROWS_PER_GROUP))).map_err(failed)?;
     let (mut count, mut last) = (0, None);
     for row in rows {
         check_order(path, last.replace(row.place()), &row)?;
         columns.push(&row);
         count += 1;
-        if columns.feature.len() == ROWS_PER_BATCH {
+        if columns.len() == ROWS_PER_BATCH {
             writer.write(&columns.take(path)?).map_err(failed)?;
         }
     }
@@ -79,7 +79,7 @@ pub fn write_activations(
     Ok(count)
 }
 
-fn check_order(path: &Path, last: Option<[u32; 3]>, row: &Activation) -> Result<(), FileError> {
+pub(super) fn check_order(path: &Path, last: Option<[u32; 3]>, row: &Activation) -> Result<(), FileError> {
     if last.is_none_or(|last| last < row.place()) {
         return Ok(());
     }
@@ -90,10 +90,10 @@ fn check_order(path: &Path, last: Option<[u32; 3]>, row: &Activation) -> Result<
 
 /// Long runs of features and few pictures; tokens that mostly rise by little; values that come again and again because
 /// they are rounded.
-fn properties(texts: Vec<(String, String)>) -> WriterProperties {
+pub(super) fn properties(texts: Vec<(String, String)>, rows_per_group: usize) -> WriterProperties {
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::SNAPPY)
-        .set_max_row_group_size(ROWS_PER_GROUP)
+        .set_max_row_group_size(rows_per_group)
         .set_statistics_enabled(EnabledStatistics::Chunk)
         .set_sorting_columns(Some(
             (0..3).map(|column_idx| SortingColumn { column_idx, descending: false, nulls_first: false }).collect(),
@@ -111,7 +111,7 @@ fn properties(texts: Vec<(String, String)>) -> WriterProperties {
 
 /// Rows that are not yet written.
 #[derive(Default)]
-struct Columns {
+pub(super) struct Columns {
     feature: Vec<u32>,
     image: Vec<u32>,
     token: Vec<u32>,
@@ -119,15 +119,19 @@ struct Columns {
 }
 
 impl Columns {
-    fn push(&mut self, row: &Activation) {
+    pub(super) fn push(&mut self, row: &Activation) {
         self.feature.push(row.feature);
         self.image.push(row.image);
         self.token.push(row.token);
         self.value.push(row.value);
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.feature.len()
+    }
+
     /// Hands the rows over.
-    fn take(&mut self, path: &Path) -> Result<RecordBatch, FileError> {
+    pub(super) fn take(&mut self, path: &Path) -> Result<RecordBatch, FileError> {
         let Self { feature, image, token, value } = std::mem::take(self);
         let columns: [(&str, ArrayRef); 4] = [
             ("feature", Arc::new(PrimitiveArray::<UInt32Type>::from_iter_values(feature))),
@@ -151,7 +155,7 @@ pub struct ActivationFile {
 }
 
 /// Rows in memory, and the next of them.
-struct Batch {
+pub(super) struct Batch {
     feature: PrimitiveArray<UInt32Type>,
     image: PrimitiveArray<UInt32Type>,
     token: PrimitiveArray<UInt32Type>,
@@ -220,7 +224,7 @@ impl Iterator for ActivationFile {
 }
 
 impl Batch {
-    fn new(batch: &RecordBatch) -> Result<Self, String> {
+    pub(super) fn new(batch: &RecordBatch) -> Result<Self, String> {
         Ok(Self {
             feature: column(batch, "feature")?,
             image: column(batch, "image")?,
@@ -230,7 +234,7 @@ impl Batch {
         })
     }
 
-    fn next(&mut self) -> Option<Activation> {
+    pub(super) fn next(&mut self) -> Option<Activation> {
         let at = self.next;
         if at >= self.feature.len() {
             return None;

@@ -2,10 +2,10 @@
 
 use super::{
     column::{Row, activation_lists, f32s, same_length, strings, u16_lists, u32s},
-    table::{self, FileError, Table},
+    table::{self, FileError, RowWriter, Table},
 };
 use arrow_array::ArrayRef;
-use std::path::Path;
+use std::{fs::File, path::Path};
 
 /// One feature on one picture.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -65,6 +65,31 @@ impl Table for ExampleRow {
             bin_min: row.f32("binMin")?,
             bin_max: row.f32("binMax")?,
         })
+    }
+}
+
+/// Writes `examples.parquet` row by row.
+pub struct ExampleWriter<'f>(RowWriter<'f, ExampleRow>);
+
+impl<'f> ExampleWriter<'f> {
+    /// `path` is what errors name.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn new(path: &Path, file: &'f mut File) -> Result<Self, FileError> {
+        RowWriter::new(path, file).map(Self)
+    }
+
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn push(&mut self, row: ExampleRow) -> Result<(), FileError> {
+        self.0.push(row)
+    }
+
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn finish(self) -> Result<(), FileError> {
+        self.0.finish()
     }
 }
 

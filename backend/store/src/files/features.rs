@@ -2,10 +2,10 @@
 
 use super::{
     column::{Row, bools, f32_lists, f32s, json, same_length, string_lists, strings, u32_lists, u32s},
-    table::{self, FileError, Table},
+    table::{self, FileError, RowWriter, Table},
 };
 use arrow_array::ArrayRef;
-use std::path::Path;
+use std::{fs::File, path::Path};
 
 /// A feature and the features that fire on the same patches.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -67,6 +67,31 @@ impl Table for FeatureRow {
         let (indices, values) = (row.u32s("firing_indices")?, row.f32s("firing_values")?);
         same_length(["firing_indices", "firing_values"], [indices.len(), values.len()])?;
         Ok(Self { feature, firing: indices.into_iter().zip(values).collect() })
+    }
+}
+
+/// Writes `features.parquet` row by row.
+pub struct FeatureWriter<'f>(RowWriter<'f, FeatureRow>);
+
+impl<'f> FeatureWriter<'f> {
+    /// `path` is what errors name.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn new(path: &Path, file: &'f mut File) -> Result<Self, FileError> {
+        RowWriter::new(path, file).map(Self)
+    }
+
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn push(&mut self, row: FeatureRow) -> Result<(), FileError> {
+        self.0.push(row)
+    }
+
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn finish(self) -> Result<(), FileError> {
+        self.0.finish()
     }
 }
 

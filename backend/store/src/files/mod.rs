@@ -1,4 +1,5 @@
-//! The artefact files of a source, one module per file: what `lmm-scope pocket index` writes and the store imports.
+//! The artefact files of a source, one module per file: what `lmm-scope pocket index` and `lmm-scope index` write and
+//! the store imports.
 //!
 //! All are Parquet with real columns (lists as lists, pictures as binary), so that DuckDB, Spark or Trino read them
 //! as they are; only deeply nested parts (explanations, provenance, objects) are JSON strings. Columns carry the
@@ -6,6 +7,7 @@
 //! one or the new one, never half of one.
 
 pub mod activations;
+pub mod by_feature;
 mod column;
 pub mod examples;
 pub mod features;
@@ -18,10 +20,11 @@ pub mod texts;
 pub mod training;
 
 pub use activations::{Activation, ActivationFile, write_activations};
-pub use examples::{ExampleRow, read_examples, write_examples};
-pub use features::{FeatureRow, read_features, write_features};
+pub use by_feature::{ActivationRows, ActivationsByFeature, write_by_feature};
+pub use examples::{ExampleRow, ExampleWriter, read_examples, write_examples};
+pub use features::{FeatureRow, FeatureWriter, read_features, write_features};
 pub use image_list::{ImageListWriter, ImageRow, ImageRows, read_image_rows};
-pub use pictures::{PictureRow, read_pictures, write_pictures};
+pub use pictures::{PictureRow, PictureWriter, read_pictures, write_pictures};
 pub use samples::{SampleRow, read_samples, write_samples};
 pub use sprites::{SpriteRow, read_sprites, write_sprites};
 pub use table::{FileError, write_atomically};
@@ -37,6 +40,10 @@ pub mod names {
     pub const PICTURES: &str = "pictures.parquet";
     pub const SAMPLES: &str = "samples.parquet";
     pub const SPRITES: &str = "sprites.parquet";
+    /// All activations in the order of features.
+    pub const ACTIVATIONS: &str = "activations.parquet";
+    /// What an index was made from; the last file that `lmm-scope index` writes.
+    pub const INDEX: &str = "index.json";
     /// The log of an SAE's training.
     pub const TRAINING_LOG: &str = "log.parquet";
     /// Everything [`crate::Store::import_artifacts`] reads, in reading order.

@@ -2,10 +2,10 @@
 
 use super::{
     column::{Row, binaries, json, strings, u32s},
-    table::{self, FileError, Table},
+    table::{self, FileError, RowWriter, Table},
 };
 use arrow_array::ArrayRef;
-use std::path::Path;
+use std::{fs::File, path::Path};
 
 /// A picture and its bytes.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -49,6 +49,31 @@ impl Table for PictureRow {
             credit: row.string("credit")?,
         };
         Ok(Self { picture, webp: row.binary("webp")? })
+    }
+}
+
+/// Writes `pictures.parquet` row by row.
+pub struct PictureWriter<'f>(RowWriter<'f, PictureRow>);
+
+impl<'f> PictureWriter<'f> {
+    /// `path` is what errors name.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn new(path: &Path, file: &'f mut File) -> Result<Self, FileError> {
+        RowWriter::new(path, file).map(Self)
+    }
+
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn push(&mut self, row: PictureRow) -> Result<(), FileError> {
+        self.0.push(row)
+    }
+
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn finish(self) -> Result<(), FileError> {
+        self.0.finish()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Assignment, JobFilter, Queue, control::push_filter, on_pool, row};
 use crate::StoreError;
-use api::{Category, EndpointStatus, Explanation, Job, Score};
+use api::{Category, EndpointStatus, Explanation, Job, JobKind, JobState, KindStatus, Score};
 use std::collections::BTreeMap;
 
 const PER_PAGE: u32 = 48;
@@ -17,6 +17,8 @@ pub struct Found {
     pub jobs: Vec<Job>,
     pub total: u32,
     pub per_page: u32,
+    /// The database's time, in milliseconds since 1970.
+    pub now: i64,
 }
 
 /// An endpoint with sums over its jobs.
@@ -39,6 +41,17 @@ struct EndpointRow {
     now: i64,
 }
 
+/// A kind with sums over its jobs.
+#[derive(Debug, sqlx::FromRow)]
+struct KindRow {
+    kind: String,
+    queued: i64,
+    running: i64,
+    done: i64,
+    dead: i64,
+    cancelled: i64,
+}
+
 #[derive(Debug, sqlx::FromRow)]
 struct ExplanationRow {
     job: i64,
@@ -59,19 +72,20 @@ impl Queue {
     /// When the database fails.
     pub async fn list_jobs(&self, filter: &JobFilter, page: u32, per_page: u32) -> Result<Found, StoreError> {
         let per_page = if per_page == 0 { PER_PAGE } else { per_page.min(MOST_PER_PAGE) };
-        let (rows, total): (Vec<row::JobRow>, i64) = on_pool!(self, |pool, _dialect, Db| {
-            let mut count = sqlx::QueryBuilder::<Db>::new("SELECT count(*) FROM job WHERE 1 = 1");
+        let (rows, total, now): (Vec<row::JobRow>, i64, i64) = on_pool!(self, |pool, dialect, Db| {
+            let mut count =
+                sqlx::QueryBuilder::<Db>::new(format!("SELECT count(*), {} FROM job WHERE 1 = 1", dialect.now));
             push_filter!(count, filter);
-            let total: i64 = count.build_query_scalar().fetch_one(pool).await?;
+            let (total, now): (i64, i64) = count.build_query_as().fetch_one(pool).await?;
             let mut list = sqlx::QueryBuilder::<Db>::new(format!("SELECT {} FROM job WHERE 1 = 1", row::COLUMNS));
             push_filter!(list, filter);
             list.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(per_page));
             list.push(" OFFSET ").push_bind(i64::from(page) * i64::from(per_page));
             let rows: Vec<row::JobRow> = list.build_query_as().fetch_all(pool).await?;
-            (rows, total)
+            (rows, total, now)
         });
         let jobs = rows.into_iter().map(row::JobRow::into_job).collect::<Result<_, _>>()?;
-        Ok(Found { jobs, total: u32::try_from(total).unwrap_or(u32::MAX), per_page })
+        Ok(Found { jobs, total: u32::try_from(total).unwrap_or(u32::MAX), per_page, now })
     }
 
     /// One job.
@@ -89,16 +103,10 @@ impl Queue {
     /// When the database fails.
     pub async fn list_endpoints(&self) -> Result<Vec<EndpointStatus>, StoreError> {
         let rows: Vec<EndpointRow> = on_pool!(self, |pool, dialect, Db| {
-            let sum = |name: &str, what: &str| format!("CAST(coalesce(sum({what}), 0) AS BIGINT) AS {name}");
-            let state = |name: &str| sum(name, &format!("CASE WHEN j.state = '{name}' THEN 1 ELSE 0 END"));
             let now = dialect.now;
             let recent = format!("j.state = 'done' AND j.ended_at > {now} - {RATE_WINDOW}");
             let columns = [
-                state("queued"),
-                state("running"),
-                state("done"),
-                state("dead"),
-                state("cancelled"),
+                in_states(),
                 sum("delayed", &format!("CASE WHEN j.state = 'queued' AND j.run_at > {now} THEN 1 ELSE 0 END")),
                 sum("input_tokens", "j.input_tokens"),
                 sum("output_tokens", "j.output_tokens"),
@@ -116,6 +124,18 @@ impl Queue {
             .await?
         });
         Ok(rows.into_iter().map(EndpointRow::into_status).collect())
+    }
+
+    /// How far every kind of job is, in the order of the steps; kinds that nobody asked for are left out.
+    ///
+    /// # Errors
+    /// When the database fails, or names a kind that does not exist.
+    pub async fn list_kinds(&self) -> Result<Vec<KindStatus>, StoreError> {
+        let sql = format!("SELECT j.kind, {} FROM job j GROUP BY j.kind", in_states());
+        let rows: Vec<KindRow> = on_pool!(self, |pool, _dialect, Db| sqlx::query_as(&sql).fetch_all(pool).await?);
+        let mut kinds = rows.into_iter().map(KindRow::into_status).collect::<Result<Vec<_>, _>>()?;
+        kinds.sort_by_key(|status| status.kind);
+        Ok(kinds)
     }
 
     /// Explanations of these features of an SAE, by feature, oldest first.
@@ -189,6 +209,34 @@ impl Queue {
             sqlx::query_scalar("SELECT count(*) FROM explanation").fetch_one(pool).await?
         });
         Ok(row::count(count))
+    }
+}
+
+/// A column with the sum of `what` over jobs `j`.
+fn sum(name: &str, what: &str) -> String {
+    format!("CAST(coalesce(sum({what}), 0) AS BIGINT) AS {name}")
+}
+
+/// A column for every state: how many jobs `j` are in it.
+fn in_states() -> String {
+    let count = |state: JobState| {
+        let name = state.as_str();
+        sum(name, &format!("CASE WHEN j.state = '{name}' THEN 1 ELSE 0 END"))
+    };
+    JobState::ALL.map(count).join(", ")
+}
+
+impl KindRow {
+    fn into_status(self) -> Result<KindStatus, StoreError> {
+        let damaged = || StoreError::Row { what: "job", reason: format!("kind `{}`", self.kind) };
+        Ok(KindStatus {
+            kind: JobKind::from_name(&self.kind).ok_or_else(damaged)?,
+            queued: row::count(self.queued),
+            running: row::count(self.running),
+            done: row::count(self.done),
+            dead: row::count(self.dead),
+            cancelled: row::count(self.cancelled),
+        })
     }
 }
 

@@ -5,8 +5,8 @@ use api::{Job, JobKind, JobState};
 
 /// What [`JobRow`] reads.
 pub(super) const COLUMNS: &str = "id, model_id, source_id, sae_revision, feature, kind, interpreter, prompt_hash, \
-    endpoint, priority, state, tries, lost, run_at, reason, input_tokens, output_tokens, created_at, started_at, \
-    ended_at";
+    endpoint, priority, state, tries, lost, run_at, lease, reason, input_tokens, output_tokens, created_at, \
+    started_at, ended_at";
 
 /// A row of `job`.
 #[derive(Debug, sqlx::FromRow)]
@@ -25,6 +25,7 @@ pub(super) struct JobRow {
     tries: i64,
     lost: i64,
     run_at: i64,
+    lease: Option<String>,
     reason: Option<String>,
     input_tokens: i64,
     output_tokens: i64,
@@ -53,6 +54,7 @@ impl JobRow {
             tries: u32::try_from(self.tries).unwrap_or(u32::MAX),
             lost: u32::try_from(self.lost).unwrap_or(u32::MAX),
             reason: self.reason,
+            worker: self.lease.map(|token| worker(&token).to_owned()),
             input_tokens: count(self.input_tokens),
             output_tokens: count(self.output_tokens),
             created_at: self.created_at,
@@ -61,6 +63,11 @@ impl JobRow {
             ended_at: self.ended_at,
         })
     }
+}
+
+/// Who claimed, of a lease's token.
+fn worker(token: &str) -> &str {
+    token.rsplit_once('/').map_or(token, |(worker, _claim)| worker)
 }
 
 /// A count as the wire has it.

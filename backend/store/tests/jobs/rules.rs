@@ -1,7 +1,7 @@
 //! What must hold whatever happens, one function per rule. Each gets a queue of its own.
 
 use crate::{RULES, assignment, complete, explained, postgres, source, sqlite, take};
-use api::{Category, JobKind, JobState, Score};
+use api::{Category, JobKind, JobState, KindStatus, Score};
 use std::time::{Duration, Instant};
 use store::jobs::{Assignment, BULK, Claim, Enqueued, JobFilter, Outcome, Queue, Rules, Usage, VISITOR};
 use tokio::time::sleep;
@@ -46,6 +46,8 @@ rules!(
     an_endpoint_starts_so_many_a_minute,
     a_worker_gets_jobs_of_its_own_words_and_source_only,
     the_status_counts_and_foretells,
+    every_step_has_its_counts,
+    a_running_job_names_its_worker,
     many_claim_at_once,
 );
 
@@ -329,9 +331,54 @@ async fn the_status_counts_and_foretells(queue: Queue) {
     let found = queue.list_jobs(&dead, 0, 0).await.unwrap();
     assert_eq!((found.total, found.jobs[0].reason.as_deref()), (1, Some("no")));
     let page = queue.list_jobs(&JobFilter::default(), 1, 4).await.unwrap();
+    let started = queue.find_job(running.job.id).await.unwrap().unwrap().started_at.unwrap();
+    assert!((started..started + 60_000).contains(&page.now), "{} is not the database's time", page.now);
     assert_eq!((page.total, page.jobs.len(), page.jobs[0].id), (10, 4, 6), "newest first, a page of four");
     assert_eq!(queue.find_job(running.job.id).await.unwrap().unwrap().state, JobState::Running);
     assert_eq!(queue.find_job(9_999).await.unwrap(), None);
+}
+
+async fn every_step_has_its_counts(queue: Queue) {
+    // Nothing here may be put back, however slow the machine is.
+    let queue = queue.with_rules(Rules { lease: Duration::from_secs(60), ..RULES });
+    assert!(queue.list_kinds().await.unwrap().is_empty());
+    // The later step is asked for first: the order is that of the steps.
+    queue.enqueue(&assignment(), JobKind::Score, &[90, 91], VISITOR).await.unwrap();
+    let one = JobFilter { id: Some(take(&queue).await.job.id), ..JobFilter::default() };
+    assert_eq!(queue.cancel(&one).await.unwrap(), 1);
+    assert_eq!(take(&queue).await.job.index, 91);
+    enqueue(&queue, &[1, 2, 3, 4]).await;
+    let elsewhere = Assignment { endpoint: "elsewhere".into(), ..assignment() };
+    queue.enqueue(&elsewhere, JobKind::Explain, &[5], BULK).await.unwrap();
+    let explain = take(&queue).await;
+    let usage = Usage::default();
+    assert!(queue.complete(&explain, &explained("a cat"), usage, Some(JobKind::Refine)).await.unwrap());
+    assert!(queue.fail(&take(&queue).await, "no", None, usage).await.unwrap());
+    take(&queue).await;
+    let counts = |kind, [queued, running, done, dead, cancelled]: [u64; 5]| KindStatus {
+        kind,
+        queued,
+        running,
+        done,
+        dead,
+        cancelled,
+    };
+    let expected = [
+        counts(JobKind::Explain, [2, 1, 1, 1, 0]),
+        counts(JobKind::Refine, [1, 0, 0, 0, 0]),
+        counts(JobKind::Score, [0, 1, 0, 0, 1]),
+    ];
+    assert_eq!(queue.list_kinds().await.unwrap(), expected);
+}
+
+async fn a_running_job_names_its_worker(queue: Queue) {
+    enqueue(&queue, &[1]).await;
+    assert_eq!(state(&queue, 1).await.worker, None);
+    let lease = take(&queue).await;
+    assert_eq!(lease.job.worker.as_deref(), Some("taker"));
+    assert_eq!(state(&queue, 1).await.worker.as_deref(), Some("taker"));
+    assert!(complete(&queue, &lease).await);
+    assert_eq!(state(&queue, 1).await.worker, None);
 }
 
 async fn many_claim_at_once(queue: Queue) {
