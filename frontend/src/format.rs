@@ -1,4 +1,15 @@
-//! Numbers for people: three significant digits, thousands separated, unit always.
+//! Numbers for people, three significant digits, thousands separated, unit always; and numbers that people wrote.
+
+/// A finite number out of an address or a field.
+pub fn number(text: &str) -> Option<f64> {
+    let text = text.trim();
+    // In the browser the browser reads it: Rust's reader brings a table of ten kilobytes.
+    #[cfg(target_arch = "wasm32")]
+    let value = (!text.is_empty()).then(|| wasm_bindgen::JsValue::from_str(text).unchecked_into_f64());
+    #[cfg(not(target_arch = "wasm32"))]
+    let value = text.parse().ok();
+    value.filter(|value: &f64| value.is_finite())
+}
 
 /// Three significant digits: `12.3`, `0.0421`, `1,230`.
 pub fn sig3(value: f32) -> String {

@@ -1,6 +1,6 @@
 //! Addresses: paths of pages and endpoints, query strings and back. Everything a person set lives here.
 
-use crate::api::SourceKey;
+use crate::{api::SourceKey, format::number};
 use api::{ActivationKind, Category, FeatureQuery, FeatureSort};
 use leptos_router::params::ParamsMap;
 use std::fmt::Write as _;
@@ -85,7 +85,7 @@ pub fn feature_query_from_params(params: &ParamsMap) -> FeatureQuery {
         ids: get("ids"),
         category: Category::from_name(&get("category")),
         sort: FeatureSort::from_name(&get("sort")).unwrap_or_default(),
-        min_score: get("minScore").parse().ok().filter(|score: &f32| *score > 0.0),
+        min_score: number(&get("minScore")).map(|score| score as f32).filter(|score| *score > 0.0),
         dead: get("dead").parse().ok(),
         page: get("page").parse().unwrap_or(0),
         per_page: get("perPage").parse().unwrap_or(0),

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod extract;
 pub mod feature;
 pub mod gpu;
+pub mod json;
 pub mod picture;
 pub mod problem;
 pub mod shards;

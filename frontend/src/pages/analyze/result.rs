@@ -81,7 +81,7 @@ fn lit_feature(state: State) -> Option<u32> {
 fn name(state: State, feature: u32) -> String {
     state
         .summaries
-        .with(|summaries| name_or_index(summaries.get(&feature).and_then(|found| found.label.as_deref()), feature))
+        .with(|summaries| name_or_index(summaries.get(feature).and_then(|found| found.label.as_deref()), feature))
 }
 
 /// The picture on the bench, its tokens, and what computed it.
@@ -394,7 +394,7 @@ pub fn Rows(state: State) -> impl IntoView {
                         index=feature
                         value=row.value
                         scale
-                        summary=Signal::derive(move || state.summaries.with(|found| found.get(&feature).cloned()))
+                        summary=Signal::derive(move || state.summaries.with(|found| found.get(feature).cloned()))
                         lit=lit
                         pinned=Signal::derive(move || state.address.get().feature)
                         on_light=move |feature| state.pointed.set(feature)
