@@ -7,7 +7,7 @@ pub mod endpoint;
 mod fetched;
 
 pub use endpoint::{Ask, Endpoint};
-pub use fetched::Fetched;
+pub use fetched::{Fetched, Text, TextResource};
 
 use api::{ErrorCode, FeatureSummary, Problem, Source, json};
 use serde::{Serialize, de::DeserializeOwned};

@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use wasm_bindgen::{JsCast, JsValue, closure::Closure};
 use web_sys::{Event, MessageEvent, Worker, WorkerOptions, WorkerType};
 
-use crate::{app::worker_address, by_index::ByIndex, ranking::TopActs};
+use crate::{app::worker_address, by_index::ByIndex, format::fixed, ranking::TopActs};
 
 /// Bytes of the SAE that have arrived, and when it started (milliseconds of the page's clock).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -199,7 +199,7 @@ pub async fn encode(hidden: ArrayBuffer, thresholds: Option<ArrayBuffer>, tokens
 async fn encode_once(parts: &Array, tokens: u32, loaded: &LoadedSae) -> Result<Encoded, Trouble> {
     let (reply, buffers) = ask(&|id| GpuRequest::Encode { id, tokens }, parts).await?;
     let (GpuReply::Encoded { k, ms, .. }, [indices, acts]) = (&reply, buffers.as_slice()) else {
-        return Err(format!("the worker answered an encode with {reply:?} and {} buffers", buffers.len()).into());
+        return Err(format!("the worker answered an encode with something else, and {} buffers", buffers.len()).into());
     };
     let indices = Uint32Array::new(indices).to_vec();
     let acts = Float32Array::new(acts).to_vec();
@@ -224,7 +224,7 @@ pub async fn map(feature: u32, start: u32, grid: [u32; 2], size: [u32; 2]) -> Re
     let (reply, buffers) = asked.map_err(|trouble| trouble.detail)?;
     match (&reply, buffers.as_slice()) {
         (GpuReply::Map { max, .. }, [values]) => Ok((Float32Array::new(values).to_vec(), *max)),
-        _ => Err(format!("the worker answered a map with {reply:?}")),
+        _ => Err("the worker answered a map with something else".into()),
     }
 }
 
@@ -412,7 +412,7 @@ pub fn path_line(loaded: &LoadedSae, ms: f32) -> String {
     let top = match (tier, &loaded.agreement) {
         (Tier::F16, _) => format!("exact top-{k}"),
         (Tier::Slice, _) => format!("exact top-{k} of some features"),
-        (_, Some(agreement)) => format!("top-{k}, {:.1}% as in f32", 100.0 * agreement.overlap),
+        (_, Some(agreement)) => format!("top-{k}, {}% as in f32", fixed(100.0 * agreement.overlap, 1)),
         (_, None) => format!("top-{k}, close to f32"),
     };
     format!("{place} · {tier} weights · {top} · {} ms", crate::format::sig3(ms))

@@ -1,6 +1,9 @@
 //! Addresses: paths of pages and endpoints, query strings and back. Everything a person set lives here.
 
-use crate::{api::SourceKey, format::number};
+use crate::{
+    api::SourceKey,
+    format::{number, shortest},
+};
 use api::{ActivationKind, Category, FeatureQuery, FeatureSort};
 use leptos_router::params::ParamsMap;
 use std::fmt::Write as _;
@@ -70,7 +73,7 @@ pub fn feature_query_pairs(query: &FeatureQuery) -> [(&'static str, String); 8] 
         ("ids", query.ids.clone()),
         ("category", query.category.map_or(String::new(), |category| category.as_str().into())),
         ("sort", sort.into()),
-        ("minScore", query.min_score.map_or(String::new(), |score| score.to_string())),
+        ("minScore", query.min_score.map_or(String::new(), |score| shortest(score))),
         ("dead", query.dead.map_or(String::new(), |dead| dead.to_string())),
         ("page", if query.page == 0 { String::new() } else { query.page.to_string() }),
         ("perPage", if query.per_page == 0 { String::new() } else { query.per_page.to_string() }),

@@ -1,11 +1,14 @@
 //! A JSON reader for programs whose size counts: the browser's bundles.
 //!
 //! `serde_json::from_str` compiles the parser into every type, and, because JSON's arrays may stand for structs, two ways
-//! to read each. Here the text becomes a [`Tree`] first, by code that exists once; what is compiled for a type is only
-//! which of its fields is meant. Structs are read from objects alone.
+//! to read each. Here the text becomes a [`Tree`] first ([`parse`]), by code that exists once; what is compiled for a type
+//! is only which of its fields is meant. Structs are read from objects alone.
 
+mod parse;
+
+use parse::tree;
 use serde::{
-    Deserialize, Deserializer,
+    Deserializer,
     de::{
         self, DeserializeOwned, DeserializeSeed, EnumAccess, MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor,
     },
@@ -19,10 +22,6 @@ use std::{fmt, vec};
 /// The text is not JSON, or does not fit the type.
 pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
     T::deserialize(tree(text)?)
-}
-
-fn tree(text: &str) -> Result<Tree, Error> {
-    serde_json::from_str(text).map_err(|error| Error(error.to_string()))
 }
 
 /// Why JSON could not be read.
@@ -41,6 +40,29 @@ impl de::Error for Error {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self(message.to_string())
     }
+
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self(format!("invalid type: {}, expected {expected}", name(found)))
+    }
+
+    fn invalid_value(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self(format!("invalid value: {}, expected {expected}", name(found)))
+    }
+}
+
+/// `Unexpected` has words of its own, with the code that writes any float.
+fn name(found: Unexpected<'_>) -> String {
+    match found {
+        Unexpected::Unit => "null".into(),
+        Unexpected::Bool(value) => format!("boolean `{value}`"),
+        Unexpected::Unsigned(value) => format!("integer `{value}`"),
+        Unexpected::Signed(value) => format!("integer `{value}`"),
+        Unexpected::Float(_) => "floating point number".into(),
+        Unexpected::Str(value) => format!("string {value:?}"),
+        Unexpected::Seq => "sequence".into(),
+        Unexpected::Map => "map".into(),
+        _ => "something else".into(),
+    }
 }
 
 /// Any JSON value, with its object's members in their order.
@@ -54,62 +76,6 @@ enum Tree {
     Text(String),
     List(Vec<Tree>),
     Object(Vec<(String, Tree)>),
-}
-
-impl<'de> Deserialize<'de> for Tree {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(TreeVisitor)
-    }
-}
-
-struct TreeVisitor;
-
-impl<'de> Visitor<'de> for TreeVisitor {
-    type Value = Tree;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_unit<E>(self) -> Result<Tree, E> {
-        Ok(Tree::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Tree, E> {
-        Ok(Tree::Bool(value))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Tree, E> {
-        Ok(Tree::Unsigned(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Tree, E> {
-        Ok(Tree::Signed(value))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Tree, E> {
-        Ok(Tree::Float(value))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Tree, E> {
-        Ok(Tree::Text(value.to_owned()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Tree, A::Error> {
-        let mut list = Vec::new();
-        while let Some(item) = access.next_element()? {
-            list.push(item);
-        }
-        Ok(Tree::List(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Tree, A::Error> {
-        let mut members = Vec::new();
-        while let Some(member) = access.next_entry()? {
-            members.push(member);
-        }
-        Ok(Tree::Object(members))
-    }
 }
 
 impl Tree {
@@ -347,6 +313,7 @@ impl<'de> VariantAccess<'de> for Content {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
     use super::*;
+    use serde::Deserialize;
     use std::collections::BTreeMap;
 
     #[derive(Debug, PartialEq, Deserialize)]

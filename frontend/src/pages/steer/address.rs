@@ -3,7 +3,7 @@
 use crate::by_index::ByIndex;
 use crate::{
     api::SourceKey,
-    format::number,
+    format::{number, shortest},
     links::{query_string, source_path},
 };
 use api::{FeatureSummary, Positions, SteerFeature, SteerMethod, SteerRequest};
@@ -99,7 +99,7 @@ impl SteerAddress {
         let usual = Self::default();
         let unless_usual = |is_usual: bool, text: String| if is_usual { String::new() } else { text };
         let features: Vec<String> =
-            self.features.iter().map(|chosen| format!("{}:{}", chosen.index, chosen.strength)).collect();
+            self.features.iter().map(|chosen| format!("{}:{}", chosen.index, shortest(chosen.strength))).collect();
         let query = query_string([
             ("features", features.join(",")),
             ("method", unless_usual(self.method == usual.method, method_name(self.method).into())),
@@ -107,7 +107,7 @@ impl SteerAddress {
             ("prompt", self.prompt.clone()),
             ("picture", self.picture.clone().unwrap_or_default()),
             ("tokens", unless_usual(self.tokens == usual.tokens, self.tokens.to_string())),
-            ("temperature", unless_usual(self.temperature == usual.temperature, self.temperature.to_string())),
+            ("temperature", unless_usual(self.temperature == usual.temperature, shortest(self.temperature))),
             ("seed", unless_usual(self.seed == usual.seed, self.seed.to_string())),
             ("run", unless_usual(!self.run, "1".into())),
         ]);
