@@ -73,7 +73,7 @@ pub fn feature_query_pairs(query: &FeatureQuery) -> [(&'static str, String); 8] 
         ("ids", query.ids.clone()),
         ("category", query.category.map_or(String::new(), |category| category.as_str().into())),
         ("sort", sort.into()),
-        ("minScore", query.min_score.map_or(String::new(), |score| shortest(score))),
+        ("minScore", query.min_score.map_or(String::new(), shortest)),
         ("dead", query.dead.map_or(String::new(), |dead| dead.to_string())),
         ("page", if query.page == 0 { String::new() } else { query.page.to_string() }),
         ("perPage", if query.per_page == 0 { String::new() } else { query.per_page.to_string() }),
