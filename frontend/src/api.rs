@@ -7,9 +7,9 @@ pub mod endpoint;
 mod fetched;
 
 pub use endpoint::{Ask, Endpoint};
-pub use fetched::Fetched;
+pub use fetched::{Fetched, Text, TextResource};
 
-use api::{ErrorCode, FeatureSummary, Problem, Source};
+use api::{ErrorCode, FeatureSummary, Problem, Source, json};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -59,7 +59,7 @@ impl dyn Client {
 
 /// An answer's JSON as its type.
 pub fn read<T: DeserializeOwned>(json: &str) -> Answer<T> {
-    serde_json::from_str(json).map_err(|error| {
+    json::read(json).map_err(|error| {
         local_problem(ErrorCode::Internal, "The answer cannot be read", format!("{error}. Reload the page."))
     })
 }

@@ -5,10 +5,8 @@
 
 use crate::{
     api::{Answer, Fetched, SourceKey, endpoint},
-    components::{Erase, Footer, Header, Help},
-    pages::{
-        AnalyzePage, DocsPage, FeaturePage, LandingPage, NotFoundPage, QueuePage, RandomPage, SourcePage, SteerPage,
-    },
+    components::{Footer, Header, Help},
+    pages,
 };
 use api::Source;
 use leptos::prelude::*;
@@ -17,6 +15,7 @@ use leptos_router::{
     SsrMode,
     components::{FlatRoutes, Route, Router},
     hooks::use_location,
+    location::RequestUrl,
     path,
 };
 use serde::{Deserialize, Serialize};
@@ -25,29 +24,38 @@ use std::sync::{
     atomic::{AtomicU16, Ordering},
 };
 
-/// Addresses of the built bundles. The serde names are those of `site.json`, which the bundler writes.
+/// A bundle's JavaScript module and its wasm.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bundle {
+    pub js: String,
+    pub wasm: String,
+}
+
+/// Addresses of the built bundles, as `site.json` has them, which the bundler writes. Which pages are in which bundle
+/// says [`crate::pages`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteAssets {
-    #[serde(rename = "page")]
-    pub page_js: String,
-    #[serde(rename = "pageWasm")]
-    pub page_wasm: String,
-    #[serde(rename = "worker")]
-    pub worker_js: String,
-    #[serde(rename = "workerWasm")]
-    pub worker_wasm: String,
+    pub browse: Bundle,
+    pub analyze: Bundle,
+    pub steer: Bundle,
+    pub worker: Bundle,
     pub style: String,
 }
 
-/// Element of the document that tells the browser the same addresses.
-const ASSETS_ID: &str = "site-assets";
-
 impl SiteAssets {
-    /// Read back from the document that [`shell`] wrote.
-    pub fn from_document() -> Option<Self> {
-        let json = document().get_element_by_id(ASSETS_ID)?.text_content()?;
-        serde_json::from_str(&json).ok()
+    /// The bundle that the page at `path` lives in.
+    pub fn page(&self, path: &str) -> &Bundle {
+        match path.split('/').filter(|segment| !segment.is_empty()).collect::<Vec<_>>()[..] {
+            [_, _, "analyze"] => &self.analyze,
+            [_, _, "steer"] | ["queue"] => &self.steer,
+            _ => &self.browse,
+        }
     }
+}
+
+/// Where the document says, in its root element, that the worker's module is (`data-worker`).
+pub fn worker_address() -> Option<String> {
+    document().document_element()?.get_attribute("data-worker")
 }
 
 /// HTTP status of the page being rendered; a page that does not find its thing sets it.
@@ -89,20 +97,19 @@ pub fn source_from_path(path: &str) -> Option<SourceKey> {
 const EARLY_SCRIPT: &str = "(function(r){r.classList.add('js');try{var t=localStorage.getItem('theme');\
     if(t==='light'||t==='dark')r.dataset.theme=t}catch(e){}})(document.documentElement)";
 
-fn hydration_script(assets: &SiteAssets) -> String {
-    let SiteAssets { page_js, page_wasm, .. } = assets;
-    format!("import init,{{hydrate}} from {page_js:?};init({{module_or_path:{page_wasm:?}}}).then(()=>hydrate())")
+fn hydration_script(Bundle { js, wasm }: &Bundle) -> String {
+    format!("import init,{{hydrate}} from {js:?};init({{module_or_path:{wasm:?}}}).then(()=>hydrate())")
 }
 
 /// The whole HTML document, for the server.
 pub fn shell() -> impl IntoView {
     let assets = use_context::<SiteAssets>().unwrap_or_default();
-    // `<` would end the script element early.
-    let json = serde_json::to_string(&assets).unwrap_or_default().replace('<', "\\u003c");
-    let script = hydration_script(&assets);
+    let address = use_context::<RequestUrl>().map(|url| url.as_ref().to_owned()).unwrap_or_default();
+    let bundle = assets.page(address.split(['?', '#']).next().unwrap_or_default()).clone();
+    let script = hydration_script(&bundle);
     view! {
         <!DOCTYPE html>
-        <html lang="en">
+        <html lang="en" data-worker=assets.worker.js.clone()>
             <head>
                 <meta charset="utf-8" />
                 <meta name="viewport" content="width=device-width, initial-scale=1" />
@@ -111,15 +118,14 @@ pub fn shell() -> impl IntoView {
                 <link rel="preload" href="/assets/fonts/inter.woff2" r#as="font" r#type="font/woff2" crossorigin="" />
                 <link rel="stylesheet" href=assets.style.clone() />
                 <link rel="icon" href="/favicon.svg" r#type="image/svg+xml" />
-                <link rel="modulepreload" href=assets.page_js.clone() />
+                <link rel="modulepreload" href=bundle.js.clone() />
                 <link
                     rel="preload"
-                    href=assets.page_wasm.clone()
+                    href=bundle.wasm.clone()
                     r#as="fetch"
                     r#type="application/wasm"
                     crossorigin=""
                 />
-                <script id=ASSETS_ID r#type="application/json" inner_html=json></script>
                 <script r#type="module" inner_html=script></script>
                 <MetaTags />
             </head>
@@ -146,15 +152,15 @@ pub fn App() -> impl IntoView {
             </a>
             <Header />
             <main id="main" tabindex="-1">
-                <FlatRoutes fallback=|| NotFoundPage().erased()>
-                    <Route path=path!("/") view=|| LandingPage().erased() ssr=SsrMode::Async />
-                    <Route path=path!("/random") view=|| RandomPage().erased() ssr=SsrMode::Async />
-                    <Route path=path!("/docs") view=|| DocsPage().erased() ssr=SsrMode::Async />
-                    <Route path=path!("/queue") view=|| QueuePage().erased() ssr=SsrMode::Async />
-                    <Route path=path!("/:model/:source") view=|| SourcePage().erased() ssr=SsrMode::Async />
-                    <Route path=path!("/:model/:source/analyze") view=|| AnalyzePage().erased() ssr=SsrMode::Async />
-                    <Route path=path!("/:model/:source/steer") view=|| SteerPage().erased() ssr=SsrMode::Async />
-                    <Route path=path!("/:model/:source/:index") view=|| FeaturePage().erased() ssr=SsrMode::Async />
+                <FlatRoutes fallback=pages::not_found>
+                    <Route path=path!("/") view=pages::landing ssr=SsrMode::Async />
+                    <Route path=path!("/random") view=pages::random ssr=SsrMode::Async />
+                    <Route path=path!("/docs") view=pages::docs ssr=SsrMode::Async />
+                    <Route path=path!("/queue") view=pages::queue ssr=SsrMode::Async />
+                    <Route path=path!("/:model/:source") view=pages::source ssr=SsrMode::Async />
+                    <Route path=path!("/:model/:source/analyze") view=pages::analyze ssr=SsrMode::Async />
+                    <Route path=path!("/:model/:source/steer") view=pages::steer ssr=SsrMode::Async />
+                    <Route path=path!("/:model/:source/:index") view=pages::feature ssr=SsrMode::Async />
                 </FlatRoutes>
             </main>
             <Footer />
@@ -178,10 +184,19 @@ mod tests {
 
     #[test]
     fn the_assets_file_of_the_bundler_is_read_as_it_stands() {
-        let json = r#"{"page":"/assets/page-1/page.js","pageWasm":"/assets/page-1/page_bg.wasm",
-            "worker":"/assets/worker-2/worker.js","workerWasm":"/assets/worker-2/worker_bg.wasm","style":"/assets/s.css"}"#;
-        let assets: Option<SiteAssets> = serde_json::from_str(json).ok();
-        assert_eq!(assets.map(|assets| assets.worker_js).as_deref(), Some("/assets/worker-2/worker.js"));
+        let bundle =
+            |name: &str| format!(r#"{{"js":"/assets/{name}-1/{name}.js","wasm":"/assets/{name}-1/{name}.wasm"}}"#);
+        let [browse, analyze, steer, worker] = ["browse", "analyze", "steer", "worker"].map(bundle);
+        let json = format!(
+            r#"{{"browse":{browse},"analyze":{analyze},"steer":{steer},"worker":{worker},"style":"/assets/s.css"}}"#
+        );
+        let assets: Option<SiteAssets> = serde_json::from_str(&json).ok();
+        let js = |path| assets.as_ref().map(|assets| assets.page(path).js.as_str());
+        assert_eq!(js("/"), Some("/assets/browse-1/browse.js"));
+        assert_eq!(js("/pocket/3-res-3k/17"), Some("/assets/browse-1/browse.js"));
+        assert_eq!(js("/pocket/3-res-3k/analyze"), Some("/assets/analyze-1/analyze.js"));
+        assert_eq!(js("/pocket/3-res-3k/steer/"), Some("/assets/steer-1/steer.js"));
+        assert_eq!(js("/queue"), js("/pocket/3-res-3k/steer"));
     }
 
     #[test]

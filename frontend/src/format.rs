@@ -1,4 +1,15 @@
-//! Numbers for people: three significant digits, thousands separated, unit always.
+//! Numbers for people, three significant digits, thousands separated, unit always; and numbers that people wrote.
+
+/// A finite number out of an address or a field.
+pub fn number(text: &str) -> Option<f64> {
+    let text = text.trim();
+    // In the browser the browser reads it: Rust's reader brings a table of ten kilobytes.
+    #[cfg(target_arch = "wasm32")]
+    let value = (!text.is_empty()).then(|| wasm_bindgen::JsValue::from_str(text).unchecked_into_f64());
+    #[cfg(not(target_arch = "wasm32"))]
+    let value = text.parse().ok();
+    value.filter(|value: &f64| value.is_finite())
+}
 
 /// Three significant digits: `12.3`, `0.0421`, `1,230`.
 pub fn sig3(value: f32) -> String {
@@ -11,14 +22,62 @@ pub fn sig3(value: f32) -> String {
     }
     let magnitude = value.abs().log10().floor() as i32;
     if magnitude < -4 {
-        return format!("{value:.2e}");
+        // Rounding may carry: 9.996e-5 is 1.00e-4.
+        let mantissa = value * tens(-magnitude);
+        let (mantissa, magnitude) =
+            if mantissa.abs() >= 9.995 { (mantissa / 10.0, magnitude + 1) } else { (mantissa, magnitude) };
+        return format!("{}e{magnitude}", fixed(mantissa, 2));
     }
     let decimals = usize::try_from(2 - magnitude).unwrap_or(0);
     if magnitude < 3 {
-        return format!("{value:.decimals$}");
+        return fixed(value, decimals);
     }
     let sign = if value < 0.0 { "-" } else { "" };
     format!("{sign}{}", count(value.abs().round() as u64))
+}
+
+/// A number with so many decimals, as `{:.decimals$}`, except that a half (and what is as good as one) is rounded away
+/// from zero; not for more than fifteen digits. Rust's own way of writing floats is exact to hundreds of digits, and has code to match.
+pub fn fixed(value: impl Into<f64>, decimals: usize) -> String {
+    let value: f64 = value.into();
+    if !value.is_finite() {
+        return "–".into();
+    }
+    let units = (value.abs() * tens(decimals as i32)).round() as u64;
+    let sign = if value < 0.0 && units > 0 { "-" } else { "" };
+    if decimals == 0 {
+        return format!("{sign}{units}");
+    }
+    let digits = format!("{units:0width$}", width = decimals + 1);
+    let (whole, rest) = digits.split_at(digits.len() - decimals);
+    format!("{sign}{whole}.{rest}")
+}
+
+/// The shortest text that is read as the same number.
+pub fn shortest(value: impl Into<Number>) -> String {
+    let Number(text) = value.into();
+    text.strip_suffix(".0").map(str::to_owned).unwrap_or(text)
+}
+
+/// A float as JSON has it.
+pub struct Number(String);
+
+impl From<f32> for Number {
+    fn from(value: f32) -> Self {
+        Self(serde_json::to_string(&value).unwrap_or_default())
+    }
+}
+
+impl From<f64> for Number {
+    fn from(value: f64) -> Self {
+        Self(serde_json::to_string(&value).unwrap_or_default())
+    }
+}
+
+/// Ten to a power; the same in both worlds, unlike `powi`.
+fn tens(power: i32) -> f64 {
+    let size = (0..power.abs()).fold(1.0, |size, _| size * 10.0);
+    if power < 0 { 1.0 / size } else { size }
 }
 
 /// A share of one as a percentage with three significant digits: `0.421%`.
@@ -98,6 +157,31 @@ mod tests {
         for (value, text) in cases {
             assert_eq!(sig3(value), text);
         }
+    }
+
+    #[test]
+    fn decimals_are_as_near_as_there_are() {
+        for step in -2_000_i32..2_000 {
+            let value = f64::from(step) * 0.013_717_31;
+            for decimals in 0..6 {
+                let text = fixed(value, decimals);
+                let half = 0.5 / tens(decimals as i32) + 1e-12;
+                assert!((text.parse::<f64>().unwrap_or(f64::NAN) - value).abs() <= half, "{value} became {text}");
+                assert_eq!(text.split_once('.').map_or(0, |(_, rest)| rest.len()), decimals);
+            }
+        }
+        assert_eq!(fixed(-0.004, 2), "0.00");
+        assert_eq!(fixed(-2.5, 0), "-3");
+        assert_eq!(fixed(f32::INFINITY, 2), "–");
+        assert_eq!(sig3(0.000_099_96), "1.00e-4");
+    }
+
+    #[test]
+    fn the_shortest_text_is_read_as_the_same_number() {
+        for value in [0.0, 3.0, -1.5, 0.1, 1.0 / 3.0, 1e-9, 16_777_216.0] {
+            assert_eq!(number(&shortest(value)).map(|read| read as f32), Some(value as f32), "{}", shortest(value));
+        }
+        assert_eq!((shortest(3_f32), shortest(-1.5_f32), shortest(0.1_f32)), ("3".into(), "-1.5".into(), "0.1".into()));
     }
 
     #[test]

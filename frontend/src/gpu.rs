@@ -9,14 +9,15 @@ pub use numbers::{Facts, draw, explained, facts, neighbours, rank};
 
 use api::Tier;
 use api::gpu::{Compute, ComputePath, Fault, GpuReply, GpuRequest, LoadedSae};
+use api::json;
 use futures_channel::oneshot;
 use js_sys::{Array, ArrayBuffer, Float32Array, Reflect, Uint32Array};
 use leptos::prelude::{ArcRwSignal, Set};
-use std::{cell::RefCell, collections::BTreeMap};
+use std::cell::RefCell;
 use wasm_bindgen::{JsCast, JsValue, closure::Closure};
 use web_sys::{Event, MessageEvent, Worker, WorkerOptions, WorkerType};
 
-use crate::{app::SiteAssets, ranking::TopActs};
+use crate::{app::worker_address, by_index::ByIndex, format::fixed, ranking::TopActs};
 
 /// Bytes of the SAE that have arrived, and when it started (milliseconds of the page's clock).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -76,7 +77,7 @@ struct Link {
     loading: Option<(u32, Wanted)>,
     loaded: Option<(Wanted, LoadedSae)>,
     waiting_for_load: Vec<oneshot::Sender<Result<LoadedSae, String>>>,
-    waiting: BTreeMap<u32, oneshot::Sender<Outcome>>,
+    waiting: ByIndex<oneshot::Sender<Outcome>>,
     next_id: u32,
     started_ms: f64,
     /// Kept alive as long as the worker.
@@ -134,7 +135,7 @@ pub fn cancel(keep_load: bool) {
     LINK.with_borrow_mut(|slot| {
         let Some(link) = slot.as_mut() else { return };
         let loading = link.loading.iter().filter(|_| !keep_load).map(|(id, _)| *id);
-        for id in loading.chain(link.waiting.keys().copied()) {
+        for id in loading.chain(link.waiting.indices()) {
             // A worker that takes no messages has nothing to give up.
             _ = post(&link.worker, &GpuRequest::Cancel { id }, &Array::new());
         }
@@ -198,7 +199,7 @@ pub async fn encode(hidden: ArrayBuffer, thresholds: Option<ArrayBuffer>, tokens
 async fn encode_once(parts: &Array, tokens: u32, loaded: &LoadedSae) -> Result<Encoded, Trouble> {
     let (reply, buffers) = ask(&|id| GpuRequest::Encode { id, tokens }, parts).await?;
     let (GpuReply::Encoded { k, ms, .. }, [indices, acts]) = (&reply, buffers.as_slice()) else {
-        return Err(format!("the worker answered an encode with {reply:?} and {} buffers", buffers.len()).into());
+        return Err(format!("the worker answered an encode with something else, and {} buffers", buffers.len()).into());
     };
     let indices = Uint32Array::new(indices).to_vec();
     let acts = Float32Array::new(acts).to_vec();
@@ -223,7 +224,7 @@ pub async fn map(feature: u32, start: u32, grid: [u32; 2], size: [u32; 2]) -> Re
     let (reply, buffers) = asked.map_err(|trouble| trouble.detail)?;
     match (&reply, buffers.as_slice()) {
         (GpuReply::Map { max, .. }, [values]) => Ok((Float32Array::new(values).to_vec(), *max)),
-        _ => Err(format!("the worker answered a map with {reply:?}")),
+        _ => Err("the worker answered a map with something else".into()),
     }
 }
 
@@ -278,10 +279,10 @@ async fn wait_until_ready() -> Result<(), String> {
 }
 
 fn start() -> Result<Link, String> {
-    let assets = SiteAssets::from_document().ok_or("this page does not say where its worker is")?;
+    let address = worker_address().ok_or("this page does not say where its worker is")?;
     let options = WorkerOptions::new();
     options.set_type(WorkerType::Module);
-    let worker = Worker::new_with_options(&assets.worker_js, &options)
+    let worker = Worker::new_with_options(&address, &options)
         .map_err(|error| format!("the worker could not be started: {error:?}"))?;
     let on_message = Closure::new(|event: MessageEvent| receive(&event.data()));
     // A module that cannot be fetched gives a plain event without a message.
@@ -299,7 +300,7 @@ fn start() -> Result<Link, String> {
         loading: None,
         loaded: None,
         waiting_for_load: Vec::new(),
-        waiting: BTreeMap::new(),
+        waiting: ByIndex::new(),
         next_id: 0,
         started_ms: 0.0,
         _on_message: on_message,
@@ -311,7 +312,7 @@ fn receive(data: &JsValue) {
     let message: &Array = data.unchecked_ref();
     let json = message.get(0).as_string().unwrap_or_default();
     let buffers: Vec<ArrayBuffer> = message.iter().skip(1).filter_map(|buffer| buffer.dyn_into().ok()).collect();
-    match serde_json::from_str(&json) {
+    match json::read(&json) {
         Ok(reply) => dispatch(reply, buffers),
         Err(error) => break_link(&format!("a message cannot be read: {error}")),
     }
@@ -340,7 +341,7 @@ fn dispatch(reply: GpuReply, buffers: Vec<ArrayBuffer>) {
                 }
             }
             GpuReply::Encoded { id, .. } | GpuReply::Map { id, .. } | GpuReply::Numbers { id, .. } => {
-                if let Some(sender) = link.waiting.remove(&id) {
+                if let Some(sender) = link.waiting.remove(id) {
                     // A receiver that is gone no longer wants the answer.
                     _ = sender.send(Ok((reply, buffers)));
                 }
@@ -349,7 +350,7 @@ fn dispatch(reply: GpuReply, buffers: Vec<ArrayBuffer>) {
                 if link.loading.take_if(|(loading, _)| *loading == id).is_some() {
                     fail_all(&mut link.waiting_for_load, &detail);
                     progress = Some(None);
-                } else if let Some(sender) = link.waiting.remove(&id) {
+                } else if let Some(sender) = link.waiting.remove(id) {
                     _ = sender.send(Err(Trouble { detail, lost, cancelled }));
                 }
             }
@@ -411,7 +412,7 @@ pub fn path_line(loaded: &LoadedSae, ms: f32) -> String {
     let top = match (tier, &loaded.agreement) {
         (Tier::F16, _) => format!("exact top-{k}"),
         (Tier::Slice, _) => format!("exact top-{k} of some features"),
-        (_, Some(agreement)) => format!("top-{k}, {:.1}% as in f32", 100.0 * agreement.overlap),
+        (_, Some(agreement)) => format!("top-{k}, {}% as in f32", fixed(100.0 * agreement.overlap, 1)),
         (_, None) => format!("top-{k}, close to f32"),
     };
     format!("{place} · {tier} weights · {top} · {} ms", crate::format::sig3(ms))

@@ -10,6 +10,7 @@ use crate::{
 use api::{
     EXTRACT_KINDS_HEADER, ErrorCode, Problem, SteerEvent, SteerRequest, Tier,
     gpu::{ComputePath, LoadedSae, Origin},
+    json,
 };
 use js_sys::{Array, ArrayBuffer, Reflect, Uint8Array};
 use send_wrapper::SendWrapper;
@@ -182,7 +183,7 @@ pub async fn steer(
     let mut ended = false;
     while let Some(bytes) = next_chunk(&reader).await? {
         for event in parser.push(&bytes) {
-            let event: SteerEvent = serde_json::from_str(&event.data).map_err(|error| {
+            let event: SteerEvent = json::read(&event.data).map_err(|error| {
                 local_problem(ErrorCode::Internal, "An event cannot be read", format!("{}: {error}", event.data))
             })?;
             ended |= !matches!(event, SteerEvent::Token { .. });
@@ -214,7 +215,7 @@ async fn send(path: &str, init: &RequestInit) -> Answer<Response> {
     }
     let status = response.status();
     let text = body_text(&response).await.unwrap_or_default();
-    Err(serde_json::from_str::<Problem>(&text).unwrap_or_else(|_| {
+    Err(json::read::<Problem>(&text).unwrap_or_else(|_| {
         let code = if status == 404 { ErrorCode::NotFound } else { ErrorCode::Internal };
         let detail = format!("The server answered {status} for {path}. Try again in a moment.");
         Problem { status, ..local_problem(code, "The server could not answer", detail) }

@@ -9,6 +9,7 @@
 pub mod api;
 pub mod app;
 pub mod browser;
+pub mod by_index;
 pub mod components;
 pub mod diff;
 pub mod format;

@@ -1,6 +1,9 @@
 //! Addresses: paths of pages and endpoints, query strings and back. Everything a person set lives here.
 
-use crate::api::SourceKey;
+use crate::{
+    api::SourceKey,
+    format::{number, shortest},
+};
 use api::{ActivationKind, Category, FeatureQuery, FeatureSort, JobKind, JobQuery, JobState};
 use leptos_router::params::ParamsMap;
 use std::fmt::Write as _;
@@ -70,7 +73,7 @@ pub fn feature_query_pairs(query: &FeatureQuery) -> [(&'static str, String); 8] 
         ("ids", query.ids.clone()),
         ("category", query.category.map_or(String::new(), |category| category.as_str().into())),
         ("sort", sort.into()),
-        ("minScore", query.min_score.map_or(String::new(), |score| score.to_string())),
+        ("minScore", query.min_score.map_or(String::new(), shortest)),
         ("dead", query.dead.map_or(String::new(), |dead| dead.to_string())),
         ("page", if query.page == 0 { String::new() } else { query.page.to_string() }),
         ("perPage", if query.per_page == 0 { String::new() } else { query.per_page.to_string() }),
@@ -85,7 +88,7 @@ pub fn feature_query_from_params(params: &ParamsMap) -> FeatureQuery {
         ids: get("ids"),
         category: Category::from_name(&get("category")),
         sort: FeatureSort::from_name(&get("sort")).unwrap_or_default(),
-        min_score: get("minScore").parse().ok().filter(|score: &f32| *score > 0.0),
+        min_score: number(&get("minScore")).map(|score| score as f32).filter(|score| *score > 0.0),
         dead: get("dead").parse().ok(),
         page: get("page").parse().unwrap_or(0),
         per_page: get("perPage").parse().unwrap_or(0),

@@ -1,7 +1,5 @@
 //! Sparse activations of a sequence, ranked into features: the picture's, a patch's, a token's.
 
-use std::collections::BTreeMap;
-
 /// The top-k activations of every position, as the encoder gives them: each row by falling activation.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TopActs {
@@ -66,20 +64,15 @@ impl TopActs {
 
     /// The features of the chosen positions, strongest first, ties by lower index.
     pub fn rank(&self, positions: &[u32], by: RankBy, limit: usize) -> Vec<Ranked> {
-        let mut found: BTreeMap<u32, (f32, f32)> = BTreeMap::new();
-        for token in positions {
-            for (feature, act) in self.row(*token as usize) {
-                let (sum, max) = found.entry(feature).or_default();
-                *sum += act;
-                *max = max.max(act);
-            }
-        }
-        let value = |(sum, max): (f32, f32)| match by {
-            RankBy::Mean => sum / positions.len() as f32,
-            RankBy::Max => max,
+        let mut found: Vec<(u32, f32)> = positions.iter().flat_map(|token| self.row(*token as usize)).collect();
+        // Stable: sums stay in the order of the positions.
+        found.sort_by_key(|(feature, _)| *feature);
+        let value = |acts: &[(u32, f32)]| match by {
+            RankBy::Mean => acts.iter().map(|(_, act)| act).sum::<f32>() / positions.len() as f32,
+            RankBy::Max => acts.iter().fold(0.0, |max: f32, (_, act)| max.max(*act)),
         };
-        let mut ranked: Vec<Ranked> =
-            found.into_iter().map(|(feature, sums)| Ranked { feature, value: value(sums) }).collect();
+        let of_one = found.chunk_by(|a, b| a.0 == b.0);
+        let mut ranked: Vec<Ranked> = of_one.map(|acts| Ranked { feature: acts[0].0, value: value(acts) }).collect();
         ranked.sort_by(|a, b| b.value.total_cmp(&a.value));
         ranked.truncate(limit);
         ranked

@@ -2,7 +2,7 @@
 //! 8 bytes header length (u64, little endian), a JSON header, then the data.
 
 use crate::ranking::TopActs;
-use api::TokenSpan;
+use api::{TokenSpan, json};
 use serde::Deserialize;
 
 /// Headers above this are not ours.
@@ -40,7 +40,7 @@ struct Metadata {
 impl Header {
     fn read(json: &[u8]) -> Result<Self, String> {
         let json = std::str::from_utf8(json).map_err(|error| error.to_string());
-        json.and_then(|json| serde_json::from_str(json).map_err(|error| error.to_string()))
+        json.and_then(|json| json::read(json).map_err(|error| error.to_string()))
             .map_err(|error| format!("the safetensors header cannot be read: {error}"))
     }
 }
@@ -134,7 +134,7 @@ fn metadata_json<T: serde::de::DeserializeOwned>(text: &str, name: &str) -> Resu
     if text.is_empty() {
         return Err(format!("the answer has no `{name}`"));
     }
-    serde_json::from_str(text).map_err(|error| format!("`{name}` cannot be read: {error}"))
+    json::read(text).map_err(|error| format!("`{name}` cannot be read: {error}"))
 }
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ async function benchTokens(site, sae, theirs, input, at) {
     // Theirs in f32 is the first to answer, and so what the others are compared with; without it, our first tier.
     const [inFull, ...inHalves] = theirs;
     const players = [inFull, ours, ...inHalves].filter(Boolean);
-    await reopen(ours, () => openOurs(site.worker, sae, tier));
+    await reopen(ours, () => openOurs(site.worker.js, sae, tier));
     for (const player of players) {
       Object.assign(player, { times: [], slow: false });
       if (!player.note) reference = await prepare(player, input, sae.k, reference);

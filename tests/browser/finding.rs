@@ -91,6 +91,35 @@ fn typing_narrows_the_list_without_a_reload() -> anyhow::Result<()> {
 }
 
 #[test]
+fn pages_of_other_bundles_are_reached_and_left_like_any_page() -> anyhow::Result<()> {
+    journey("other_bundles", Gpu::None, &[], async |page, demo| {
+        let feature = demo.best_feature()?.index;
+        let path = demo.page(&format!("/{feature}"));
+        page.open(&path).await?;
+        let before: u32 = page.js("return history.length", vec![]).await?;
+        for (name, testid) in [("analyze", "analyze-sample"), ("steer", "steer-run")] {
+            let link = page.find(By::Css(format!("main a[href*='/{name}']"))).await?;
+            page.click(&link).await?;
+            page.until("the other page", async || {
+                Ok(page.path().await?.contains(&format!("/{name}")) && !page.all(testid).await?.is_empty())
+            })
+            .await?;
+            page.wait_until_live().await?;
+            // Going back leaves one entry ahead, which the next link replaces.
+            let after: u32 = page.js("return history.length", vec![]).await?;
+            ensure!(after == before + 1, "the way to {name} made {} entries in the history", after - before);
+            page.js::<()>("history.back()", vec![]).await?;
+            page.until("the feature again", async || {
+                Ok(page.path().await? == path && !page.all("feature-label").await?.is_empty())
+            })
+            .await?;
+            page.wait_until_live().await?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn enter_in_the_search_field_keeps_the_filters() -> anyhow::Result<()> {
     journey("search_in_filters", Gpu::None, &[], async |page, demo| {
         let best = demo.best_feature()?;

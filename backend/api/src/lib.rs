@@ -12,6 +12,7 @@ pub mod extract;
 pub mod feature;
 pub mod gpu;
 pub mod job;
+pub mod json;
 pub mod picture;
 pub mod problem;
 pub mod shards;

@@ -137,14 +137,7 @@ fn make_cache(path: &Path, activations: u64) -> Result<u64> {
 }
 
 fn tokens_of(image: u32) -> PictureTokens {
-    PictureTokens {
-        image,
-        tokens: TOKENS,
-        kept: TOKENS,
-        picture: [0, TOKENS],
-        base: [0, TOKENS],
-        grid: [24, 24],
-    }
+    PictureTokens { image, tokens: TOKENS, kept: TOKENS, picture: [0, TOKENS], base: [0, TOKENS], grid: [24, 24] }
 }
 
 fn list(folder: &CacheFolder, pictures: u32) -> Result<()> {

@@ -128,11 +128,7 @@ impl Made {
         self.index_with(out, |options| options.memory = memory)
     }
 
-    fn index_with(
-        &self,
-        out: &str,
-        change: impl for<'a> FnOnce(&mut IndexOptions<'a>),
-    ) -> Result<Summary, IndexError> {
+    fn index_with(&self, out: &str, change: impl for<'a> FnOnce(&mut IndexOptions<'a>)) -> Result<Summary, IndexError> {
         let (cache, out) = (self.at("cache"), self.at(out));
         let mut options = IndexOptions {
             cache: &cache,

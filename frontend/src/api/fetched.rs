@@ -1,17 +1,17 @@
 //! Answers that a page waits for.
 
-use super::{Answer, Ask, Endpoint, Pending, client, read};
-use leptos::prelude::*;
+use super::{Answer, Ask, Endpoint, Pending, client, read, write as write_json};
+use api::Problem;
+use leptos::{prelude::*, server::codee::string::FromToStringCodec};
 use serde::de::DeserializeOwned;
-use std::marker::PhantomData;
+use std::{fmt, marker::PhantomData, str::FromStr};
 
 /// An answer that is on its way, fetched again when what it depends on changes.
 ///
 /// Inside there is text for every type of answer: the code that waits, that carries the answer from the server's markup
 /// into the live page, and that shows it, is in the bundle once and not once for every type.
 pub struct Fetched<T> {
-    /// The answer's JSON.
-    pub text: Resource<Answer<String>>,
+    pub text: TextResource,
     answer: PhantomData<fn() -> T>,
 }
 
@@ -22,6 +22,34 @@ impl<T> Clone for Fetched<T> {
 }
 
 impl<T> Copy for Fetched<T> {}
+
+/// A resource of any answer.
+pub type TextResource = Resource<Text, FromToStringCodec>;
+
+/// An answer's JSON. In the markup it has a sign before it: `=` for an answer, `!` for a problem.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Text(pub Answer<String>);
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Ok(json) => write!(f, "={json}"),
+            Err(problem) => write!(f, "!{}", write_json(problem).unwrap_or_default()),
+        }
+    }
+}
+
+impl FromStr for Text {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Answer<Self> {
+        match text.split_at_checked(1) {
+            Some(("=", json)) => Ok(Self(Ok(json.to_owned()))),
+            Some((_, json)) => Ok(Self(Err(read(json)?))),
+            None => Ok(Self(Ok(String::new()))),
+        }
+    }
+}
 
 /// What to ask for: reads signals.
 type Question = Box<dyn Fn() -> Answer<Endpoint> + Send + Sync>;
@@ -57,24 +85,49 @@ impl<T> Fetched<T> {
 impl<T: DeserializeOwned> Fetched<T> {
     /// The answer so far. Read it inside a `Suspense`.
     pub fn get(self) -> Option<Answer<T>> {
-        self.text.get().map(|answer| answer.and_then(|text| read(&text)))
+        self.text.get().map(|Text(answer)| answer.and_then(|text| read(&text)))
     }
 
     pub async fn wait(self) -> Answer<T> {
-        self.text.await.and_then(|text| read(&text))
+        self.text.await.0.and_then(|text| read(&text))
     }
 }
 
-fn one(question: Question) -> Resource<Answer<String>> {
+fn one(question: Question) -> TextResource {
     let client = client();
-    Resource::new(question, move |endpoint| -> Pending {
-        match endpoint {
-            Ok(endpoint) => client.get(endpoint),
-            Err(problem) => Box::pin(std::future::ready(Err(problem))),
+    Resource::new_str(question, move |endpoint| {
+        let pending = endpoint.map(|endpoint| client.get(endpoint));
+        async move {
+            match pending {
+                Ok(pending) => Text(pending.await),
+                Err(problem) => Text(Err(problem)),
+            }
         }
     })
 }
 
-fn many(state: Box<dyn Fn() -> String + Send + Sync>, make: Composed) -> Resource<Answer<String>> {
-    Resource::new(state, make)
+fn many(state: Box<dyn Fn() -> String + Send + Sync>, make: Composed) -> TextResource {
+    Resource::new_str(state, move |state| {
+        let pending = make(state);
+        async move { Text(pending.await) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::local_problem;
+    use ::api::ErrorCode;
+
+    #[test]
+    fn answers_and_problems_survive_the_markup() {
+        for text in [
+            Text(Ok("{\"a\":[1,\"é\"]}".into())),
+            Text(Ok(String::new())),
+            Text(Err(local_problem(ErrorCode::NotFound, "No such feature", "“x” is no number."))),
+        ] {
+            assert_eq!(text.to_string().parse(), Ok(text));
+        }
+        assert!("!no JSON".parse::<Text>().is_err());
+    }
 }

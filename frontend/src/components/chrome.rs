@@ -60,7 +60,7 @@ fn has_search_field(path: &str) -> bool {
 /// The sign: a patch grid with some light in it.
 #[component]
 fn Mark() -> impl IntoView {
-    const LIGHT: [f32; 9] = [0.16, 0.3, 0.16, 0.3, 1.0, 0.62, 0.16, 0.62, 0.3];
+    const LIGHT: [&str; 9] = [".16", ".3", ".16", ".3", "1", ".62", ".16", ".62", ".3"];
     let cells = LIGHT
         .into_iter()
         .enumerate()
@@ -72,7 +72,7 @@ fn Mark() -> impl IntoView {
                     width="5"
                     height="5"
                     rx="1.2"
-                    opacity=light.to_string()
+                    opacity=light
                 ></rect>
             }
         })

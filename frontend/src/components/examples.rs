@@ -4,7 +4,7 @@ use crate::{
     api::SourceKey,
     browser::share_in,
     components::LitPicture,
-    format::sig3,
+    format::{fixed, sig3},
     heat::{self, brightness},
     links::analyze_path,
 };
@@ -17,7 +17,7 @@ use web_sys::PointerEvent;
 pub fn ColourBar(max: f32, #[prop(into)] marked: Signal<Option<f32>>) -> impl IntoView {
     let style = move || {
         let share = marked.get().map_or(0.0, |value| if max > 0.0 { (value / max).clamp(0.0, 1.0) } else { 0.0 });
-        format!("left:{:.1}%", share * 100.0)
+        format!("left:{}%", fixed(share * 100.0, 1))
     };
     view! {
         <div class="colour-bar" title="Brightness of a patch by the activation of the feature there">
@@ -92,11 +92,11 @@ fn Example(
             let [rows, columns] = grid.map(|side| side.max(1) as f32);
             let (row, column) = ((patch / grid[1].max(1)) as f32, (patch % grid[1].max(1)) as f32);
             format!(
-                "left:{:.2}%;top:{:.2}%;width:{:.2}%;height:{:.2}%",
-                column / columns * 100.0,
-                row / rows * 100.0,
-                100.0 / columns,
-                100.0 / rows
+                "left:{}%;top:{}%;width:{}%;height:{}%",
+                fixed(column / columns * 100.0, 2),
+                fixed(row / rows * 100.0, 2),
+                fixed(100.0 / columns, 2),
+                fixed(100.0 / rows, 2)
             )
         })
     };
@@ -107,7 +107,7 @@ fn Example(
     let analyze = analyze_path(&key, &activation.image.picture.id, Some(index));
     let share = brightness(if max > 0.0 { activation.max_value / max } else { 0.0 });
     view! {
-        <figure class="example" style=format!("--aspect:{aspect:.3};--share:{share:.3}") title=credit>
+        <figure class="example" style=format!("--aspect:{};--share:{}", fixed(aspect, 3), fixed(share, 3)) title=credit>
             <div class="example-picture" node_ref=area on:pointermove=follow on:pointerdown=follow on:pointerleave=move |_| leave()>
                 <LitPicture activation common=max outlined=true label />
                 <i class="cell" style=cell hidden=move || here.get().is_none()></i>

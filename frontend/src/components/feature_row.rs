@@ -3,7 +3,7 @@
 use crate::{
     api::SourceKey,
     components::{LitPicture, category_name},
-    format::{name_or_index, sig3},
+    format::{fixed, name_or_index, sig3},
     heat::brightness,
     links::feature_path,
 };
@@ -48,7 +48,7 @@ pub fn FeatureRow(
             class:row-lit=move || lit.get() == Some(index)
             data-testid=testid
             data-feature=index
-            style=format!("--share:{share:.3}")
+            style=format!("--share:{}", fixed(share, 3))
             on:pointerenter=move |_| on_light.run(Some(index))
             on:pointerleave=move |_| on_light.run(None)
             on:focusin=move |_| on_light.run(Some(index))
@@ -70,7 +70,7 @@ pub fn FeatureRow(
                 {category}
             </span>
             <span class="row-bar" aria-hidden="true">
-                <i style=format!("width:{width:.1}%")></i>
+                <i style=format!("width:{}%", fixed(width, 1))></i>
             </span>
             <span class="mono number row-value">{sig3(value)}</span>
             <span class="row-thumb">{thumbnail}</span>

@@ -1,5 +1,6 @@
 //! A picture lit by one feature: dimmed below, bright through the mask above. Needs no script.
 
+use crate::format::fixed;
 use crate::heat;
 use api::Activation;
 use leptos::prelude::*;
@@ -24,8 +25,9 @@ pub fn LitPicture(
     let gain = if common > 0.0 { heat::brightness(scale / common) } else { 1.0 };
     let picture = activation.image.picture;
     let style = format!(
-        "{};--gain:{gain:.3};aspect-ratio:{}/{}",
+        "{};--gain:{};aspect-ratio:{}/{}",
         heat::mask_style(grid, &values, scale),
+        fixed(gain, 3),
         picture.width.max(1),
         picture.height.max(1)
     );

@@ -2,7 +2,7 @@
 
 use super::Erase;
 use crate::{
-    api::{Answer, Fetched, read},
+    api::{Answer, Fetched, TextResource, read},
     app::PageStatus,
 };
 use api::Problem;
@@ -34,11 +34,11 @@ where
 
 /// The part of [`Load`] that is the same for all data.
 #[component]
-fn Wait(text: Resource<Answer<String>>, waiting: ViewFnOnce, view: Viewer, quiet: bool) -> impl IntoView {
+fn Wait(text: TextResource, waiting: ViewFnOnce, view: Viewer, quiet: bool) -> impl IntoView {
     let answer = move || {
         let view = Arc::clone(&view);
         Suspend::new(async move {
-            match text.await.and_then(|text| view(&text)) {
+            match text.await.0.and_then(|text| view(&text)) {
                 Ok(view) => view,
                 Err(_) if quiet => ().erased(),
                 Err(problem) => view! { <ProblemView problem /> }.erased(),

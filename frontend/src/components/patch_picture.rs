@@ -2,7 +2,7 @@
 
 use crate::{
     browser::share_in,
-    format::sig3,
+    format::{fixed, sig3},
     heat::{self, patch_at},
 };
 use leptos::{html, prelude::*};
@@ -162,7 +162,7 @@ fn Readout(grid: Signal<[u32; 2]>, hovered: RwSignal<Option<u32>>, values: Signa
             let (row, column) = (patch / columns.max(1), patch % columns.max(1));
             let x = (column as f32 + 0.5) / columns as f32 * 100.0;
             let y = row as f32 / rows as f32 * 100.0;
-            format!("left:{x:.1}%;top:{y:.1}%")
+            format!("left:{}%;top:{}%", fixed(x, 1), fixed(y, 1))
         })
     };
     view! {

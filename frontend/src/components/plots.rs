@@ -1,7 +1,7 @@
 //! Small plots, drawn as HTML and SVG on the server: score axes, histograms, word bars, and where numbers come from.
 
 use super::Erase;
-use crate::format::{percent, sig3, visible_token};
+use crate::format::{fixed, percent, sig3, visible_token};
 use api::{Provenance, Score};
 use leptos::prelude::*;
 
@@ -22,6 +22,12 @@ fn on_axis(value: f32, end: f32) -> f32 {
     (value / end * 100.0).clamp(0.0, 100.0)
 }
 
+/// Where a score and its random baseline lie on the shared axis.
+fn axis_style(score: &Score, end: f32) -> String {
+    let at = |value| fixed(on_axis(value, end), 1);
+    format!("--v:{}%;--b:{}%", at(score.value), at(score.baseline))
+}
+
 /// All scores of a label, each as a dot beside its random baseline, on one shared axis.
 #[component]
 pub fn ScoreAxis(scores: Vec<Score>) -> impl IntoView {
@@ -30,7 +36,7 @@ pub fn ScoreAxis(scores: Vec<Score>) -> impl IntoView {
         .into_iter()
         .map(|score| {
             let (name, meaning) = score_name(&score);
-            let style = format!("--v:{:.1}%;--b:{:.1}%", on_axis(score.value, end), on_axis(score.baseline, end));
+            let style = axis_style(&score, end);
             let text = format!("{name} {}, random pictures {}", sig3(score.value), sig3(score.baseline));
             view! {
                 <div
@@ -76,7 +82,7 @@ pub fn ScoreAxis(scores: Vec<Score>) -> impl IntoView {
 #[component]
 pub fn ScoreMark(score: Score) -> impl IntoView {
     let end = score.value.max(score.baseline).max(1.0);
-    let style = format!("--v:{:.1}%;--b:{:.1}%", on_axis(score.value, end), on_axis(score.baseline, end));
+    let style = axis_style(&score, end);
     let (name, _) = score_name(&score);
     let text = format!("{name} {}, random pictures {}", sig3(score.value), sig3(score.baseline));
     view! {
@@ -121,11 +127,11 @@ pub fn HistogramPlot(heights: Vec<f32>, edges: Vec<f32>, unit: &'static str) -> 
         let text = format!("{} to {}: {} of the activations", sig3(from), sig3(to), percent(height / total));
         view! {
             <rect
-                x=format!("{:.2}", bar as f32 * step + 0.5)
-                y=format!("{:.2}", HEIGHT - tall)
-                width=format!("{:.2}", (step - 1.0).max(0.5))
-                height=format!("{tall:.2}")
-                style=format!("--share:{share:.2}")
+                x=fixed(bar as f32 * step + 0.5, 2)
+                y=fixed(HEIGHT - tall, 2)
+                width=fixed((step - 1.0).max(0.5), 2)
+                height=fixed(tall, 2)
+                style=format!("--share:{}", fixed(share, 2))
             >
                 <title>{text}</title>
             </rect>
@@ -166,7 +172,7 @@ pub fn WordBars(title: &'static str, about: &'static str, words: Vec<String>, va
                 <li>
                     <span class="mono word">{visible_token(&word)}</span>
                     <span class="word-bar" aria-hidden="true">
-                        <i style=format!("width:{:.1}%", value.abs() / scale * 100.0)></i>
+                        <i style=format!("width:{}%", fixed(value.abs() / scale * 100.0, 1))></i>
                     </span>
                     <span class="mono number">{sig3(value)}</span>
                 </li>

@@ -1,7 +1,7 @@
 //! Tokens lit by a feature.
 
 use crate::{
-    format::{sig3, visible_token},
+    format::{fixed, sig3, visible_token},
     heat::brightness,
 };
 use api::TextActivation;
@@ -34,7 +34,7 @@ pub fn TextExample(text: TextActivation, common: f32) -> impl IntoView {
                 <span
                     class="token"
                     class:token-hot={share > HOT}
-                    style=format!("--share:{:.2}", drawn(share))
+                    style=format!("--share:{}", fixed(drawn(share), 2))
                     title=title
                 >
                     {visible_token(token)}
@@ -75,7 +75,7 @@ pub fn TokenStrip(
                     class="token"
                     class:token-hot=move || { share() > HOT }
                     class:token-picked=move || picked.get() == Some(position)
-                    style=move || format!("--share:{:.2}", drawn(share()))
+                    style=move || format!("--share:{}", fixed(drawn(share()), 2))
                     data-testid="token"
                     aria-pressed=move || (picked.get() == Some(position)).to_string()
                     on:click=move |_| on_pick.run(position)

@@ -3,6 +3,7 @@
 use crate::{
     api::{Answer, Client, Fetched, SourceKey, client, endpoint, local_problem, write},
     app::Sources,
+    by_index::ByIndex,
     components::{Erase, FeatureCard, FeatureRow, Load, PatchPicture, SearchField, Skeleton},
     format::{count, name_or_index},
     links::{analyze_path, query_string, source_path, steer_path},
@@ -13,7 +14,7 @@ use leptos::prelude::*;
 use leptos_meta::{Meta, Title};
 use leptos_router::hooks::use_query_map;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 /// Rows beside the picture.
 const ROWS: usize = 9;
@@ -143,7 +144,7 @@ fn LandingBody(landing: Landing) -> impl IntoView {
 fn LivePicture(key: SourceKey, shown: PictureActivations, samples: AnyView) -> impl IntoView {
     let PictureActivations { picture, grid, k, top_indices, top_acts, features } = shown;
     let acts = Arc::new(TopActs { k: k as usize, indices: top_indices, acts: top_acts });
-    let names: Arc<BTreeMap<u32, FeatureSummary>> =
+    let names: Arc<ByIndex<FeatureSummary>> =
         Arc::new(features.into_iter().map(|feature| (feature.index, feature)).collect());
     let hovered = RwSignal::new(None::<u32>);
     let pinned = RwSignal::new(None::<u32>);
@@ -174,7 +175,7 @@ fn LivePicture(key: SourceKey, shown: PictureActivations, samples: AnyView) -> i
         let top = rows.first().map_or(0.0, |row| row.value);
         rows.into_iter()
             .map(|row| {
-                let summary = names.get(&row.feature).cloned();
+                let summary = names.get(row.feature).cloned();
                 view! {
                     <FeatureRow
                         key=key.clone()
@@ -230,7 +231,7 @@ fn LivePicture(key: SourceKey, shown: PictureActivations, samples: AnyView) -> i
 /// The ranking of a patch or of the whole picture; features without a label only fill up what labels leave.
 fn labelled_first(
     acts: &TopActs,
-    names: &BTreeMap<u32, FeatureSummary>,
+    names: &ByIndex<FeatureSummary>,
     [rows, columns]: [u32; 2],
     patch: Option<u32>,
 ) -> Vec<Ranked> {
@@ -240,13 +241,13 @@ fn labelled_first(
     if patch.is_some() {
         return ranked.into_iter().take(ROWS).collect();
     }
-    let has_label = |ranked: &Ranked| names.get(&ranked.feature).is_some_and(|feature| feature.label.is_some());
+    let has_label = |ranked: &Ranked| names.get(ranked.feature).is_some_and(|feature| feature.label.is_some());
     let (labelled, bare): (Vec<Ranked>, Vec<Ranked>) = ranked.into_iter().partition(has_label);
     labelled.into_iter().chain(bare).take(ROWS).collect()
 }
 
-fn name_of(names: &BTreeMap<u32, FeatureSummary>, feature: u32) -> String {
-    name_or_index(names.get(&feature).and_then(|found| found.label.as_deref()), feature)
+fn name_of(names: &ByIndex<FeatureSummary>, feature: u32) -> String {
+    name_or_index(names.get(feature).and_then(|found| found.label.as_deref()), feature)
 }
 
 #[cfg(test)]
@@ -257,7 +258,7 @@ mod tests {
     fn a_patch_is_ranked_by_activation_and_the_picture_by_labels_first() {
         let acts = TopActs { k: 2, indices: vec![1, 2, 1, 2], acts: vec![9.0, 1.0, 9.0, 1.0] };
         let labelled = FeatureSummary { index: 2, label: Some("dog".into()), ..FeatureSummary::default() };
-        let names = BTreeMap::from([(2, labelled)]);
+        let names = ByIndex::from_iter([(2, labelled)]);
         let order =
             |patch| labelled_first(&acts, &names, [1, 2], patch).iter().map(|row| row.feature).collect::<Vec<_>>();
         assert_eq!(order(Some(0)), [1, 2]);

@@ -3,7 +3,7 @@
 use crate::{
     api::{Fetched, SourceKey, endpoint},
     components::{FeatureCard, Load, Pager, Picker, ProvenanceNote, SearchField, Skeleton, Stat},
-    format::{count, percent, sig3},
+    format::{count, number, percent, shortest, sig3},
     links::{PER_PAGE, feature_query_from_params, feature_query_pairs, feature_query_string, source_path},
     pages::use_source_key,
 };
@@ -148,8 +148,8 @@ fn Filters(key: Memo<SourceKey>, query: Memo<FeatureQuery>, go: Callback<Feature
                     name="minScore"
                     any="any score"
                     options=scores
-                    value=Signal::derive(move || query.get().min_score.map_or_else(String::new, |score| score.to_string()))
-                    on_change=Callback::new(change(|query, value| query.min_score = value.parse().ok()))
+                    value=Signal::derive(move || query.get().min_score.map_or_else(String::new, shortest))
+                    on_change=Callback::new(change(|query, value| query.min_score = number(value).map(|score| score as f32)))
                 />
                 <Picker
                     name="dead"

@@ -8,17 +8,21 @@ mod queue;
 use fixture::FixtureClient;
 use frontend::{
     api::Client,
-    app::SiteAssets,
+    app::{Bundle, SiteAssets},
     render::{Rendered, init, render_page},
 };
 use std::sync::Arc;
 
+fn bundle(name: &str) -> Bundle {
+    Bundle { js: format!("/assets/{name}-1/{name}.js"), wasm: format!("/assets/{name}-1/{name}_bg.wasm") }
+}
+
 fn assets() -> SiteAssets {
     SiteAssets {
-        page_js: "/assets/page-1/page.js".into(),
-        page_wasm: "/assets/page-1/page_bg.wasm".into(),
-        worker_js: "/assets/worker-1/worker.js".into(),
-        worker_wasm: "/assets/worker-1/worker_bg.wasm".into(),
+        browse: bundle("browse"),
+        analyze: bundle("analyze"),
+        steer: bundle("steer"),
+        worker: bundle("worker"),
         style: "/assets/style-1.css".into(),
     }
 }
@@ -53,7 +57,8 @@ async fn the_landing_page_is_lit_before_any_script() {
     assert!(count(&html, "--mask:url(data:image/png;base64,") >= 5, "the picture and the thumbnails are lit");
     assert!(html.contains("href=\"/pocket/3-res-3k/analyze\""), "a way to one's own picture");
     assert!(html.contains("/assets/style-1.css") && html.contains("hydrate"));
-    assert!(html.contains("\"worker\":\"/assets/worker-1/worker.js\""), "the page knows its worker");
+    assert!(html.contains("data-worker=\"/assets/worker-1/worker.js\""), "the page knows its worker");
+    assert!(html.contains("/assets/browse-1/browse_bg.wasm"), "and its bundle");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ mod store;
 use std::cell::RefCell;
 
 use api::gpu::{GpuReply, GpuRequest};
+use api::json;
 use futures_channel::mpsc::UnboundedReceiver;
 use js_sys::{Array, ArrayBuffer, JsString, Promise, Reflect, Uint8Array};
 use wasm_bindgen::prelude::*;
@@ -49,7 +50,7 @@ pub fn start() {
 /// A cancel does not wait for what it cancels.
 fn cancels_at_once(message: &JsValue, cancels: &Cancels) -> bool {
     let json = message.dyn_ref::<Array>().and_then(|parts| parts.get(0).as_string());
-    match json.filter(|json| json.contains("\"cancel\"")).map(|json| serde_json::from_str(&json)) {
+    match json.filter(|json| json.contains("\"cancel\"")).map(|json| json::read(&json)) {
         Some(Ok(GpuRequest::Cancel { id })) => {
             cancels.of(id).cancel();
             true

@@ -3,7 +3,9 @@
 //! Layout: `u64` little endian length of the header, the header's JSON, then the tensors; offsets in the JSON count
 //! from the end of the header. (The `safetensors` crate wants the whole file in memory.)
 
+use api::json;
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use serde::Deserialize;
 
@@ -59,8 +61,9 @@ pub fn header_length(first: [u8; LENGTH_BYTES as usize]) -> Result<u64, Error> {
 /// # Errors
 /// [`Error::Safetensors`] naming the tensor and what is wrong with it.
 pub fn tensors(header: &[u8]) -> Result<Vec<Tensor>, Error> {
-    let entries: BTreeMap<String, Entry> =
-        serde_json::from_slice(header).map_err(|error| bad(format!("its header: {error}")))?;
+    let unreadable = |error: &dyn Display| bad(format!("its header: {error}"));
+    let header = std::str::from_utf8(header).map_err(|error| unreadable(&error))?;
+    let entries: BTreeMap<String, Entry> = json::read(header).map_err(|error| unreadable(&error))?;
     let named = entries.into_iter().filter(|(name, _)| name != "__metadata__");
     let mut tensors = named.map(|(name, entry)| tensor(name, entry)).collect::<Result<Vec<_>, _>>()?;
     tensors.sort_by_key(|tensor| tensor.start);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use api::gpu::{Compute, Fault, GpuReply, GpuRequest};
-use api::{SaeManifest, Tier};
+use api::{SaeManifest, Tier, json};
 use shaders::{Cancel, Canvas, MapShape, Screen};
 
 use crate::Error;
@@ -97,7 +97,7 @@ impl<H: Host> Worker<H> {
 
     /// Handles one message; what goes wrong becomes [`GpuReply::Failed`]. `None`: nothing to answer.
     pub async fn handle(&mut self, json: &str, buffers: &[Vec<u8>]) -> Option<Answer> {
-        let request = match serde_json::from_str::<GpuRequest>(json) {
+        let request = match json::read::<GpuRequest>(json) {
             Ok(request) => request,
             Err(error) => return Some(failed(None, &Error::Message(error.to_string()))),
         };
@@ -145,8 +145,8 @@ impl<H: Host> Worker<H> {
         // The old one goes first: there may not be room for both.
         (self.engine, self.encoded, self.canvas) = (None, None, None);
         let json = small_file(&self.host, &format!("{base_url}{}", api::shards::MANIFEST), MAX_MANIFEST_BYTES).await?;
-        let manifest: SaeManifest =
-            serde_json::from_slice(&json).map_err(|error| Error::Manifest(error.to_string()))?;
+        let json = std::str::from_utf8(&json).map_err(|error| Error::Manifest(error.to_string()))?;
+        let manifest: SaeManifest = json::read(json).map_err(|error| Error::Manifest(error.to_string()))?;
         manifest.check().map_err(Error::Manifest)?;
         let cancel = self.cancels.of(id);
         let wanted = Wanted { id, base_url: &base_url, manifest: &manifest, tier, compute, cancel: &cancel };

@@ -158,7 +158,7 @@ async fn visit(page: &Page, tier: Tier, hidden: &Hidden) -> anyhow::Result<Visit
     let site: serde_json::Value = serde_json::from_slice(&fs::read(target()?.join("site/site.json"))?)?;
     let wanted = json!({
         "devtools": devtools(page).await?,
-        "script": site["worker"],
+        "script": site["worker"]["js"],
         "base": "/sae/",
         "tier": tier,
         "tokens": TOKENS,

@@ -3,7 +3,7 @@
 use super::sizes::Sizes;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 /// Where the server mounts the site.
 const MOUNT: &str = "/assets";
@@ -21,31 +21,32 @@ pub struct Built {
     pub sizes: Sizes,
 }
 
-/// The bundles of the last run.
-#[derive(Default, Serialize, Deserialize)]
-pub struct State {
-    pub page: Option<Built>,
-    pub worker: Option<Built>,
+/// The bundles of a run, by name.
+pub type State = BTreeMap<String, Built>;
+
+/// Where a bundle's JavaScript module and its wasm are.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct Addresses {
+    pub js: String,
+    pub wasm: String,
 }
 
 /// Content of `site.json`.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Site {
-    pub page: String,
-    pub page_wasm: String,
-    pub worker: String,
-    pub worker_wasm: String,
+    #[serde(flatten)]
+    pub bundles: BTreeMap<String, Addresses>,
     pub style: String,
 }
 
 impl Site {
-    pub fn new(page: &Built, worker: &Built, style: &str) -> Self {
+    pub fn new(built: &State, style: &str) -> Self {
+        let addresses = |name: &str, folder: &str| Addresses {
+            js: format!("{MOUNT}/{folder}/{name}.js"),
+            wasm: format!("{MOUNT}/{folder}/{name}_bg.wasm"),
+        };
         Self {
-            page: format!("{MOUNT}/{}/page.js", page.folder),
-            page_wasm: format!("{MOUNT}/{}/page_bg.wasm", page.folder),
-            worker: format!("{MOUNT}/{}/worker.js", worker.folder),
-            worker_wasm: format!("{MOUNT}/{}/worker_bg.wasm", worker.folder),
+            bundles: built.iter().map(|(name, built)| (name.clone(), addresses(name, &built.folder))).collect(),
             style: format!("{MOUNT}/{style}"),
         }
     }
@@ -64,11 +65,13 @@ pub fn write(out: &Path, site: &Site, state: &State) -> anyhow::Result<()> {
 
 /// Removes bundles and style sheets that `site.json` no longer names.
 pub fn remove_stale(out: &Path, site: &Site) -> anyhow::Result<()> {
-    let named = [&site.page, &site.worker, &site.style];
+    let named: Vec<&String> = site.bundles.values().map(|bundle| &bundle.js).chain([&site.style]).collect();
+    let prefixes: Vec<String> =
+        site.bundles.keys().map(String::as_str).chain(["page", "style"]).map(|name| format!("{name}-")).collect();
     for entry in fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let is_hashed = ["page-", "worker-", "style-"].iter().any(|prefix| name.starts_with(prefix));
+        let is_hashed = prefixes.iter().any(|prefix| name.starts_with(prefix));
         let stem = name.trim_end_matches(".br").trim_end_matches(".gz");
         if !is_hashed || named.iter().any(|path| path.split('/').any(|part| part == stem)) {
             continue;
@@ -99,42 +102,44 @@ mod tests {
         Built { input: "1".into(), folder: folder.into(), sizes: Sizes::default() }
     }
 
+    fn state() -> State {
+        [("browse", "browse-1"), ("worker", "worker-2")].map(|(name, folder)| (name.to_owned(), built(folder))).into()
+    }
+
     #[test]
     fn the_site_names_what_was_built() {
-        let site = Site::new(&built("page-1"), &built("worker-2"), "style-3.css");
+        let site = Site::new(&state(), "style-3.css");
         let json = serde_json::to_value(&site).unwrap();
-        assert_eq!(json["pageWasm"], "/assets/page-1/page_bg.wasm");
-        assert_eq!(json["worker"], "/assets/worker-2/worker.js");
+        assert_eq!(json["browse"]["wasm"], "/assets/browse-1/browse_bg.wasm");
+        assert_eq!(json["worker"]["js"], "/assets/worker-2/worker.js");
         assert_eq!(json["style"], "/assets/style-3.css");
     }
 
     #[test]
     fn only_what_nobody_names_is_removed() {
         let out = tempfile::tempdir().unwrap();
-        for folder in ["page-1", "page-0", "worker-2", "fonts"] {
+        for folder in ["browse-1", "browse-0", "page-7", "worker-2", "fonts"] {
             fs::create_dir(out.path().join(folder)).unwrap();
         }
         for file in ["style-3.css", "style-3.css.br", "style-3.css.gz", "style-0.css", "style-0.css.br"] {
             fs::write(out.path().join(file), "").unwrap();
         }
-        let site = Site::new(&built("page-1"), &built("worker-2"), "style-3.css");
+        let site = Site::new(&state(), "style-3.css");
         remove_stale(out.path(), &site).unwrap();
         let mut left: Vec<String> = fs::read_dir(out.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
             .collect();
         left.sort();
-        assert_eq!(left, ["fonts", "page-1", "style-3.css", "style-3.css.br", "style-3.css.gz", "worker-2"]);
+        assert_eq!(left, ["browse-1", "fonts", "style-3.css", "style-3.css.br", "style-3.css.gz", "worker-2"]);
     }
 
     #[test]
     fn the_state_survives_a_round_trip_and_a_broken_file() {
         let out = tempfile::tempdir().unwrap();
-        let (page, worker) = (built("page-1"), built("worker-2"));
-        let site = Site::new(&page, &worker, "style-3.css");
-        write(out.path(), &site, &State { page: Some(page.clone()), worker: Some(worker) }).unwrap();
-        assert_eq!(read_state(out.path()).page, Some(page));
+        write(out.path(), &Site::new(&state(), "style-3.css"), &state()).unwrap();
+        assert_eq!(read_state(out.path()), state());
         fs::write(out.path().join(STATE_FILE), "{").unwrap();
-        assert_eq!(read_state(out.path()).page, None);
+        assert!(read_state(out.path()).is_empty());
     }
 }

@@ -119,7 +119,7 @@ fn loader(bundle: &Bundle) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
-    use super::super::{PAGE, WORKER};
+    use super::super::{PAGES, WORKER};
     use super::*;
 
     #[test]
@@ -134,13 +134,13 @@ mod tests {
         );
         let found = find_wasm(&WORKER, messages.as_bytes()).unwrap();
         assert_eq!(found.as_deref(), Some(Path::new("/t/gpu_worker.wasm")));
-        assert_eq!(find_wasm(&PAGE, messages.as_bytes()).unwrap(), None);
+        assert_eq!(find_wasm(&PAGES[0], messages.as_bytes()).unwrap(), None);
     }
 
     #[test]
     fn a_failed_start_is_told_in_the_workers_protocol() {
         assert!(loader(&WORKER).contains("import init from './worker_bindings.js'"));
         assert!(loader(&WORKER).contains("{ failed: { id: null, detail: String(error) } }"));
-        assert!(loader(&PAGE).is_empty());
+        assert!(loader(&PAGES[0]).is_empty());
     }
 }

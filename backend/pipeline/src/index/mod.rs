@@ -200,9 +200,8 @@ pub fn index(
     let output_tokens = words.is_some();
     parts.write_features(&staging, studied.as_slice(), sketches, words)?;
     say("writing the pictures that are shown");
-    let shown = staging.write(names::PICTURES, |path, file| {
-        write_pictures(&cache, options.images, survey.grid, &shown, path, file)
-    })?;
+    let shown = staging
+        .write(names::PICTURES, |path, file| write_pictures(&cache, options.images, survey.grid, &shown, path, file))?;
     write_texts(&staging.at(names::TEXTS), &[])?;
     write_samples(&staging.at(names::SAMPLES), &[])?;
     let dead = studied.iter().filter(|one| one.activations == 0).count() as u32;
@@ -458,7 +457,10 @@ impl Parts<'_> {
                 image_set: format!("{} ({pictures} pictures)", image_set.name),
                 date: date.clone(),
             },
-            description: format!("Features of {} of {name} on the pictures of {}.", settings.hook_point, image_set.name),
+            description: format!(
+                "Features of {} of {name} on the pictures of {}.",
+                settings.hook_point, image_set.name
+            ),
         }
     }
 }

@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn sparse_features_are_exact() {
-        let of = |feature: u64| (0..60).map(|i| mix(feature * 1000 + i) % 300).collect::<std::collections::BTreeSet<_>>();
+        let of =
+            |feature: u64| (0..60).map(|i| mix(feature * 1000 + i) % 300).collect::<std::collections::BTreeSet<_>>();
         let mut features: Vec<Vec<u64>> = (0..20).map(|feature| of(feature).into_iter().collect()).collect();
         features.push(Vec::new());
         let together = together(&features);

@@ -193,8 +193,7 @@ fn open_model(model: &str, hook: Hook, args: &IndexArgs, settings: &Settings) ->
         return Err(CliError::flag("--model", format!("{hook} does not write words; leave --model out")));
     }
     let named = (hook, "--cache");
-    let setup =
-        Setup::without_picture(model, args.revision.as_deref(), args.compute, named, PromptInput::default())?;
+    let setup = Setup::without_picture(model, args.revision.as_deref(), args.compute, named, PromptInput::default())?;
     let found = revision::of_files(&model::weights::checkpoint_files(&setup.folder)?)?;
     let wanted = settings.model.rsplit_once('@').map_or(settings.model.as_str(), |(_, revision)| revision);
     same_revision(&setup.folder, &found, wanted)?;

@@ -1,5 +1,5 @@
 //! The experiments from the shell: `lmm-scope extract`, `encode`, `steer`, `attribute`, `cache`, `index`,
-//! `quantize`, `train-sae`.
+//! `quantize`, `train-sae`, `export`, `import`.
 //!
 //! A command is arguments → checks of everything that is cheap ([`setup`]) → weights → numbers → a file that appears
 //! under its final name when it is whole ([`output`]). Nothing is loaded for a mistake that the flags, `config.json`
@@ -12,8 +12,10 @@ mod device;
 mod encode;
 mod error;
 mod explain;
+mod export;
 mod extract;
 mod features;
+mod import;
 mod index;
 mod jobs;
 mod output;
@@ -31,7 +33,9 @@ pub use cache::CacheArgs;
 pub use encode::EncodeArgs;
 pub use error::CliError;
 pub use explain::ExplainArgs;
+pub use export::ExportArgs;
 pub use extract::ExtractArgs;
+pub use import::ImportArgs;
 pub use index::IndexArgs;
 pub use quantize::QuantizeArgs;
 pub use queue::QueueArgs;
@@ -63,6 +67,10 @@ pub enum Command {
     Quantize(Box<QuantizeArgs>),
     /// Train a TopK SAE on hidden states; what was stopped goes on by the same command.
     TrainSae(Box<TrainSaeArgs>),
+    /// Write features, explanations, activations and pictures, or the SAE, as other programs read them.
+    Export(Box<ExportArgs>),
+    /// Read what other programs wrote into a folder of artifacts.
+    Import(Box<ImportArgs>),
     /// Put features into the queue of interpretation.
     Explain(Box<ExplainArgs>),
     /// Take jobs off the queue and do them; start as many workers as you like.
@@ -98,6 +106,8 @@ pub fn run(command: Command) -> Result<(), CliError> {
         Command::Index(args) => index::run(*args),
         Command::Quantize(args) => quantize::run(&args),
         Command::TrainSae(args) => train_sae::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Work(args) => work::run(&args),
         Command::Queue(args) => queue::run(&args),

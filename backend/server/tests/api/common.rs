@@ -52,8 +52,10 @@ pub fn write_artifacts(folder: &Path) {
     let site = folder.join("site");
     std::fs::create_dir_all(site.join("page-1")).unwrap();
     std::fs::write(site.join("page-1/page.js"), "export default 1;").unwrap();
-    let json = r#"{"page":"/assets/page-1/page.js","pageWasm":"/assets/page-1/page_bg.wasm",
-        "worker":"/assets/w/worker.js","workerWasm":"/assets/w/worker_bg.wasm","style":"/assets/style-1.css"}"#;
+    let json = r#"{"browse":{"js":"/assets/page-1/page.js","wasm":"/assets/page-1/page_bg.wasm"},
+        "analyze":{"js":"/assets/a/analyze.js","wasm":"/assets/a/analyze_bg.wasm"},
+        "steer":{"js":"/assets/s/steer.js","wasm":"/assets/s/steer_bg.wasm"},
+        "worker":{"js":"/assets/w/worker.js","wasm":"/assets/w/worker_bg.wasm"},"style":"/assets/style-1.css"}"#;
     std::fs::write(site.join("site.json"), json).unwrap();
     let public = folder.join("public");
     std::fs::create_dir_all(&public).unwrap();

@@ -34,8 +34,7 @@ async fn an_index_is_what_the_cache_says_and_what_the_store_imports() {
     assert_eq!((&report["manifest"]["outputTokens"], &report["manifest"]["images"]), (&true.into(), &true.into()));
 
     let index = FeatureIndex::open(&place.at("index")).unwrap();
-    let found: Vec<Activation> =
-        (0..LATENTS as u32).flat_map(|feature| index.activations(feature).unwrap()).collect();
+    let found: Vec<Activation> = (0..LATENTS as u32).flat_map(|feature| index.activations(feature).unwrap()).collect();
     assert_eq!(found, rows);
     let features = read_features(&place.at("index").join(names::FEATURES)).unwrap();
     assert_eq!(features.len(), LATENTS);
@@ -53,8 +52,7 @@ async fn an_index_is_what_the_cache_says_and_what_the_store_imports() {
     let imported = store.import_artifacts(&place.at("index")).await.unwrap();
     let source = imported.source().clone();
     assert_eq!((source.model_id.as_str(), source.hook_point.as_str()), ("model", "model.layers.1"));
-    let expected =
-        Import::Done { source, features: LATENTS, pictures: pictures.len(), examples: examples.len() };
+    let expected = Import::Done { source, features: LATENTS, pictures: pictures.len(), examples: examples.len() };
     assert_eq!(imported, expected);
 }
 

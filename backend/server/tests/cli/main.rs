@@ -6,6 +6,7 @@ mod cache_killed;
 mod common;
 mod contracts;
 mod damaged;
+mod exchange;
 mod flags;
 mod index;
 mod memory;

@@ -181,7 +181,7 @@ fn list(
     }
     let rows = move || {
         let row = |&(index, value): &(u32, f32)| {
-            let feature = state.summaries.with(|found| found.get(&index).cloned()).unwrap_or_else(|| {
+            let feature = state.summaries.with(|found| found.get(index).cloned()).unwrap_or_else(|| {
                 // Until its label comes.
                 let key = state.key.get_untracked();
                 FeatureSummary { model_id: key.model, layer: key.source, index, ..FeatureSummary::default() }

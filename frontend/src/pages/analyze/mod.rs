@@ -6,6 +6,7 @@ mod intake;
 mod result;
 mod run;
 
+use crate::by_index::ByIndex;
 use crate::{
     api::{Fetched, SourceKey, endpoint},
     components::{Load, Skeleton},
@@ -23,7 +24,7 @@ use leptos_router::{
 };
 use result::{Picked, Rows, Waiting};
 use run::{OwnPicture, Run, Stage};
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 /// Sample pictures offered.
 const SAMPLES: u32 = 24;
@@ -53,7 +54,7 @@ struct State {
     /// The feature whose row is under the pointer.
     pointed: RwSignal<Option<u32>>,
     /// Labels and thumbnails that have arrived.
-    summaries: RwSignal<BTreeMap<u32, FeatureSummary>>,
+    summaries: RwSignal<ByIndex<FeatureSummary>>,
 }
 
 impl State {
@@ -94,7 +95,7 @@ pub fn AnalyzePage() -> impl IntoView {
         decoder: RwSignal::new(false),
         hovered: RwSignal::new(None),
         pointed: RwSignal::new(None),
-        summaries: RwSignal::new(BTreeMap::new()),
+        summaries: RwSignal::new(ByIndex::new()),
     };
     run::follow(state);
     let samples = Fetched::new(move || endpoint::samples(key.get(), SAMPLES));

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     browser::{self, now_ms},
     components::{Choice, FeatureRow, PatchPicture, Switch, TokenStrip},
-    format::{bytes, name_or_index},
+    format::{bytes, fixed, name_or_index},
     gpu, heat,
     ranking::{RankBy, Ranked},
 };
@@ -81,7 +81,7 @@ fn lit_feature(state: State) -> Option<u32> {
 fn name(state: State, feature: u32) -> String {
     state
         .summaries
-        .with(|summaries| name_or_index(summaries.get(&feature).and_then(|found| found.label.as_deref()), feature))
+        .with(|summaries| name_or_index(summaries.get(feature).and_then(|found| found.label.as_deref()), feature))
 }
 
 /// The picture on the bench, its tokens, and what computed it.
@@ -345,7 +345,7 @@ fn weights_line(progress: gpu::Progress, now: f64) -> String {
     let gpu::Progress { received, fetched, total, started_ms } = progress;
     let seconds = (now - started_ms) / 1000.0;
     let left = if received > 0 { seconds * (total.saturating_sub(received) as f64) / received as f64 } else { 0.0 };
-    let left = if left >= 1.0 { format!(" · {left:.0} s left") } else { String::new() };
+    let left = if left >= 1.0 { format!(" · {} s left", fixed(left, 0)) } else { String::new() };
     let from = if received > 0 && fetched == 0 { " from this machine" } else { "" };
     format!("autoencoder {} of {}{from}{left}", bytes(received), bytes(total))
 }
@@ -394,7 +394,7 @@ pub fn Rows(state: State) -> impl IntoView {
                         index=feature
                         value=row.value
                         scale
-                        summary=Signal::derive(move || state.summaries.with(|found| found.get(&feature).cloned()))
+                        summary=Signal::derive(move || state.summaries.with(|found| found.get(feature).cloned()))
                         lit=lit
                         pinned=Signal::derive(move || state.address.get().feature)
                         on_light=move |feature| state.pointed.set(feature)

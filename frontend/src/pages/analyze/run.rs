@@ -4,6 +4,7 @@ use super::{
     State,
     result::{AHEAD, ROWS},
 };
+use crate::by_index::ByIndex;
 use crate::{
     api::{Answer, SourceKey, client, endpoint, local_problem},
     components::ProblemView,
@@ -17,7 +18,7 @@ use api::{
     gpu::{Compute, ComputePath, Fault},
 };
 use leptos::{prelude::*, task::spawn_local};
-use std::{cell::RefCell, collections::BTreeSet, sync::Arc};
+use std::{cell::RefCell, sync::Arc};
 use web_sys::{AbortController, File, Url};
 
 /// Features per request for labels.
@@ -276,24 +277,24 @@ fn gpu_problem(detail: String) -> Problem {
 /// of what else is named on the page.
 fn follow_labels(state: State) {
     let client = client();
-    let asked = StoredValue::new(BTreeSet::<u32>::new());
+    let asked = StoredValue::new(ByIndex::<()>::new());
     Effect::new(move |previous: Option<SourceKey>| {
         let key = state.key.get();
         if previous.is_some_and(|previous| previous != key) {
-            asked.update_value(BTreeSet::clear);
+            asked.update_value(ByIndex::clear);
             state.summaries.set(Default::default());
         }
         key
     });
     Effect::new(move |_| {
-        let shown = if asked.with_value(BTreeSet::is_empty) { AHEAD } else { ROWS };
+        let shown = if asked.with_value(ByIndex::is_empty) { AHEAD } else { ROWS };
         let mut wanted = state.ranking.with(|rows| rows.iter().take(shown).map(|row| row.feature).collect::<Vec<_>>());
         if wanted.is_empty() {
             return;
         }
         wanted.extend(state.named.get());
         wanted.extend(state.address.get().feature);
-        wanted.retain(|feature| asked.try_update_value(|asked| asked.insert(*feature)).unwrap_or(false));
+        wanted.retain(|feature| asked.try_update_value(|asked| asked.insert(*feature, ())).unwrap_or(false));
         for batch in wanted.chunks(BATCH) {
             let ids = batch.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
             let query = FeatureQuery { ids, per_page: batch.len() as u32, ..FeatureQuery::default() };
@@ -304,7 +305,7 @@ fn follow_labels(state: State) {
                         summaries.extend(list.features.into_iter().map(|feature| (feature.index, feature)));
                     }),
                     // Rows stay with their numbers; the next ranking asks again.
-                    Err(_) => asked.update_value(|asked| asked.retain(|feature| !batch.contains(feature))),
+                    Err(_) => asked.update_value(|asked| batch.iter().for_each(|feature| _ = asked.remove(*feature))),
                 }
             });
         }

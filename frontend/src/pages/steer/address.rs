@@ -1,12 +1,13 @@
 //! What a person set on the steer page, as an address.
 
+use crate::by_index::ByIndex;
 use crate::{
     api::SourceKey,
+    format::{number, shortest},
     links::{query_string, source_path},
 };
 use api::{FeatureSummary, Positions, SteerFeature, SteerMethod, SteerRequest};
 use leptos_router::params::ParamsMap;
-use std::collections::BTreeMap;
 
 /// New tokens unless set.
 pub const TOKENS: u32 = 48;
@@ -65,7 +66,7 @@ impl Default for SteerAddress {
 fn features_from(text: &str) -> Vec<Chosen> {
     let chosen = |part: &str| {
         let (index, strength) = part.split_once(':').unwrap_or((part, "1"));
-        let strength = strength.trim().parse().ok().filter(|strength: &f32| strength.is_finite())?;
+        let strength = number(strength)? as f32;
         Some(Chosen { index: index.trim().parse().ok()?, strength })
     };
     let mut found: Vec<Chosen> = Vec::new();
@@ -88,7 +89,7 @@ impl SteerAddress {
             prompt: get("prompt"),
             picture: params.get("picture").filter(|id| !id.is_empty()),
             tokens: get("tokens").parse().ok().filter(|tokens| (1..=256).contains(tokens)).unwrap_or(TOKENS),
-            temperature: get("temperature").parse().ok().filter(|heat: &f32| (0.0..=2.0).contains(heat)).unwrap_or(0.0),
+            temperature: number(&get("temperature")).filter(|heat| (0.0..=2.0).contains(heat)).unwrap_or(0.0) as f32,
             seed: get("seed").parse().unwrap_or(0),
             run: get("run") == "1",
         }
@@ -98,7 +99,7 @@ impl SteerAddress {
         let usual = Self::default();
         let unless_usual = |is_usual: bool, text: String| if is_usual { String::new() } else { text };
         let features: Vec<String> =
-            self.features.iter().map(|chosen| format!("{}:{}", chosen.index, chosen.strength)).collect();
+            self.features.iter().map(|chosen| format!("{}:{}", chosen.index, shortest(chosen.strength))).collect();
         let query = query_string([
             ("features", features.join(",")),
             ("method", unless_usual(self.method == usual.method, method_name(self.method).into())),
@@ -106,7 +107,7 @@ impl SteerAddress {
             ("prompt", self.prompt.clone()),
             ("picture", self.picture.clone().unwrap_or_default()),
             ("tokens", unless_usual(self.tokens == usual.tokens, self.tokens.to_string())),
-            ("temperature", unless_usual(self.temperature == usual.temperature, self.temperature.to_string())),
+            ("temperature", unless_usual(self.temperature == usual.temperature, shortest(self.temperature))),
             ("seed", unless_usual(self.seed == usual.seed, self.seed.to_string())),
             ("run", unless_usual(!self.run, "1".into())),
         ]);
@@ -115,12 +116,12 @@ impl SteerAddress {
 
     /// The request, with strengths turned from units of the maximum into activations.
     /// `Err` is the feature whose maximum is not known (yet).
-    pub fn request(&self, summaries: &BTreeMap<u32, FeatureSummary>) -> Result<SteerRequest, u32> {
+    pub fn request(&self, summaries: &ByIndex<FeatureSummary>) -> Result<SteerRequest, u32> {
         let features = self
             .features
             .iter()
             .map(|chosen| {
-                let max = summaries.get(&chosen.index).ok_or(chosen.index)?.max_act_approx;
+                let max = summaries.get(chosen.index).ok_or(chosen.index)?.max_act_approx;
                 Ok(SteerFeature { index: chosen.index, strength: chosen.strength * max })
             })
             .collect::<Result<_, u32>>()?;
@@ -193,9 +194,9 @@ mod tests {
 
     #[test]
     fn strengths_become_activations_once_the_maximum_is_known() {
-        assert_eq!(address().request(&BTreeMap::new()).unwrap_err(), 17);
+        assert_eq!(address().request(&ByIndex::new()).unwrap_err(), 17);
         let summary = |index, max_act_approx| (index, FeatureSummary { index, max_act_approx, ..Default::default() });
-        let summaries = BTreeMap::from([summary(17, 4.0), summary(293, 2.0)]);
+        let summaries = ByIndex::from_iter([summary(17, 4.0), summary(293, 2.0)]);
         let request = address().request(&summaries).unwrap();
         let strengths: Vec<f32> = request.features.iter().map(|feature| feature.strength).collect();
         assert_eq!(strengths, [12.0, -3.0]);

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     api::{client, endpoint},
     components::{LitPicture, category_name},
-    format::{name_or_index, sig3},
+    format::{name_or_index, number, shortest, sig3},
     links::feature_path,
 };
 use api::{FeatureQuery, FeatureSummary, Picture, Positions, SteerMethod};
@@ -52,7 +52,7 @@ pub fn FeaturePicker(state: State) -> impl IntoView {
 /// One chosen feature: label, strength, remove.
 #[component]
 fn Chip(state: State, index: u32) -> impl IntoView {
-    let summary = move || state.summaries.with(|known| known.get(&index).cloned());
+    let summary = move || state.summaries.with(|known| known.get(index).cloned());
     let name = move || name_or_index(summary().and_then(|found| found.label).as_deref(), index);
     let strength = Memo::new(move |_| {
         state.form.with(|form| {
@@ -69,10 +69,10 @@ fn Chip(state: State, index: u32) -> impl IntoView {
             .map_or_else(|| times.clone(), |found| format!("{times} = {}", sig3(strength.get() * found.max_act_approx)))
     };
     let set = move |event| {
-        if let Ok(strength) = event_target_value(&event).parse() {
+        if let Some(strength) = number(&event_target_value(&event)) {
             state.form.update(|form| {
                 if let Some(chosen) = form.features.iter_mut().find(|chosen| chosen.index == index) {
-                    chosen.strength = strength;
+                    chosen.strength = strength as f32;
                 }
             });
         }
@@ -88,13 +88,13 @@ fn Chip(state: State, index: u32) -> impl IntoView {
             <input
                 r#type="range"
                 min=move || if state.form.with(|form| takes_negative(form.method)) { "-10" } else { "0" }
-                max=MAX_STRENGTH.to_string()
+                max=shortest(MAX_STRENGTH)
                 step="0.25"
                 data-testid="steer-strength"
                 aria-label=move || format!("Strength of {}", name())
                 disabled=ablates
-                value=strength.get_untracked().to_string()
-                prop:value=move || strength.get().to_string()
+                value=shortest(strength.get_untracked())
+                prop:value=move || shortest(strength.get())
                 on:input=set
             />
             <output class="mono number">{value}</output>
@@ -330,13 +330,13 @@ fn NumberField(
             <input
                 class="number-field mono"
                 r#type="number"
-                min=range.0.to_string()
-                max=range.1.to_string()
+                min=shortest(range.0)
+                max=shortest(range.1)
                 step=step
-                value=value.get_untracked().to_string()
-                prop:value=move || value.get().to_string()
+                value=shortest(value.get_untracked())
+                prop:value=move || shortest(value.get())
                 on:change=move |event| {
-                    if let Ok(number) = event_target_value(&event).parse::<f64>() {
+                    if let Some(number) = number(&event_target_value(&event)) {
                         on_change.run(number.clamp(range.0, range.1));
                     }
                 }

@@ -5,6 +5,7 @@ mod columns;
 mod controls;
 mod run;
 
+use crate::by_index::ByIndex;
 use crate::{
     api::{Fetched, SourceKey, endpoint},
     components::{Load, Skeleton},
@@ -21,7 +22,7 @@ use leptos_router::{
     hooks::{use_navigate, use_query_map},
 };
 use run::Texts;
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 /// Sample pictures offered.
 const SAMPLES: u32 = 12;
@@ -38,7 +39,7 @@ struct State {
     /// The texts were made with other settings than the form's.
     stale: Memo<bool>,
     /// Labels and maxima of the chosen features.
-    summaries: RwSignal<BTreeMap<u32, FeatureSummary>>,
+    summaries: RwSignal<ByIndex<FeatureSummary>>,
 }
 
 #[component]
@@ -53,7 +54,7 @@ pub fn SteerPage() -> impl IntoView {
         form,
         texts,
         stale: Memo::new(move |_| texts.with(|texts| form.with(|form| texts.are_stale(form)))),
-        summaries: RwSignal::new(BTreeMap::new()),
+        summaries: RwSignal::new(ByIndex::new()),
     };
     keep_in_step(state, address);
     let samples = Fetched::new(move || endpoint::samples(key.get(), SAMPLES));

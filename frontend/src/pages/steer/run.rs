@@ -1,13 +1,14 @@
 //! One steer run: three texts that stream together.
 
 use super::{State, address::SteerAddress};
+use crate::by_index::ByIndex;
 use crate::{
     api::{client, endpoint, local_problem},
     http::{self, CANCELLED},
 };
 use api::{Column, ErrorCode, FeatureQuery, Problem, Provenance, SteerEvent, SteerResult, TextToken};
 use leptos::{prelude::*, task::spawn_local};
-use std::{cell::RefCell, collections::BTreeSet};
+use std::cell::RefCell;
 use web_sys::AbortController;
 
 /// What has arrived so far.
@@ -89,7 +90,7 @@ pub fn start(state: State) {
         let signal = controller.as_ref().map(AbortController::signal);
         let outcome = async {
             let missing: Vec<u32> = state.summaries.with_untracked(|known| {
-                form.features.iter().map(|chosen| chosen.index).filter(|index| !known.contains_key(index)).collect()
+                form.features.iter().map(|chosen| chosen.index).filter(|index| !known.contains(*index)).collect()
             });
             if !missing.is_empty() {
                 let list = client.ask(endpoint::features(key.clone(), ids_query(&missing))).await?;
@@ -135,12 +136,12 @@ fn ids_query(ids: &[u32]) -> FeatureQuery {
 /// Fetches label and maximum of every chosen feature.
 pub fn follow_labels(state: State) {
     let client = client();
-    let asked = StoredValue::new(BTreeSet::<u32>::new());
+    let asked = StoredValue::new(ByIndex::<()>::new());
     let chosen =
         Memo::new(move |_| state.form.with(|form| form.features.iter().map(|chosen| chosen.index).collect::<Vec<_>>()));
     Effect::new(move |_| {
         let mut wanted = chosen.get();
-        wanted.retain(|index| asked.try_update_value(|asked| asked.insert(*index)).unwrap_or(false));
+        wanted.retain(|index| asked.try_update_value(|asked| asked.insert(*index, ())).unwrap_or(false));
         if wanted.is_empty() {
             return;
         }

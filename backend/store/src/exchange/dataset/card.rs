@@ -80,7 +80,7 @@ stands beside the same score on random pictures.
         set_pictures = source.pictures,
         tokens = source.tokens,
         alive = source.alive,
-        fvu = source.fvu,
+        fvu = source.fvu.map(|fvu| fvu.to_string()).unwrap_or_default(),
     )
 }
 
