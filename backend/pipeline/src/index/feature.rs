@@ -1,5 +1,5 @@
-//! What is said about one feature, whoever counts: the demo's build, which has all activations in memory, and the index,
-//! which has them in a file.
+//! What is said about one feature, whoever counts: the demo's build, which has all activations in memory, and the
+//! index, which has them in a file.
 
 use api::ActivationKind;
 use burn::tensor::{DType, Tensor, backend::Backend};

@@ -78,7 +78,11 @@ pub fn run(args: &ExportArgs) -> Result<(), CliError> {
         Format::MultimodalSae => multimodal_sae::export(folder, &more, &args.out),
         Format::Parquet => dataset::export(folder, &more, &args.out),
         Format::Saelens => {
-            let (sae_folder, sae) = open_sae(&folder.join("sae").join(&source.hook_point), None)?;
+            let place = folder.join("sae").join(&source.hook_point);
+            if !place.is_dir() {
+                return Err(CliError::file(&place, "there is no SAE of the source's hook point"));
+            }
+            let (sae_folder, sae) = open_sae(&place, None)?;
             saelens::export(&sae_folder, top_k_shape(&sae)?, &source, &args.out)
         }
     };

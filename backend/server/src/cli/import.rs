@@ -27,8 +27,8 @@ pub struct ImportArgs {
     #[arg(long, env = "LMM_SCOPE_OUT", value_name = "DIR")]
     out: PathBuf,
 
-    /// JSON file with modelId, sourceId, layer, hookPoint, latents, dModel and grid, for neuronpedia and multimodal-sae,
-    /// if there is no source.json in the input's folder.
+    /// JSON file with modelId, sourceId, layer, hookPoint, latents, dModel and grid, for neuronpedia and
+    /// multimodal-sae, if there is no source.json in the input's folder.
     #[arg(long, env = "LMM_SCOPE_SOURCE_FILE", value_name = "FILE")]
     source_file: Option<PathBuf>,
 

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 /// Most examples of a kind, and bars of a histogram: more are no overview.
 const MOST: usize = 1000;
 
-/// Sort a cache by feature: activations, statistics, examples and neighbours of every feature, as `serve` reads them.
+/// Sort a cache by feature: activations, statistics, examples and neighbours of each, as `serve` reads them.
 #[derive(Debug, Clone, clap::Args)]
 pub struct IndexArgs {
     /// Folder of a cache that is complete, as `lmm-scope cache` writes it.

@@ -61,7 +61,7 @@ pub enum Command {
     Attribute(Box<AttributeArgs>),
     /// Run an image set through model and SAE and keep the activations, in shards that any number of processes write.
     Cache(Box<CacheArgs>),
-    /// Sort a cache by feature: activations, statistics, examples and neighbours of every feature, as `serve` reads them.
+    /// Sort a cache by feature: activations, statistics, examples and neighbours of each, as `serve` reads them.
     Index(Box<IndexArgs>),
     /// Write an SAE as browsers fetch it: in pieces, with fewer bits if they like.
     Quantize(Box<QuantizeArgs>),

@@ -17,7 +17,8 @@ pub(super) fn read_given(from: &Path, given: Option<&Path>) -> Result<(api::Sour
     let path = given.unwrap_or(&own);
     if given.is_none() && !own.is_file() {
         let reason = format!(
-            "there is no {} in it, and the format does not say all that is needed; name a file with --source-file that has {}",
+            "there is no {} in it, and the format does not say all that is needed; name a file with --source-file \
+             that has {}",
             names::SOURCE,
             NEEDED.join(", ")
         );

@@ -75,8 +75,8 @@ pub(super) fn export(pictures: &Path, folder: &Path) -> Result<HashMap<String, u
     Ok(numbers)
 }
 
-/// Reads such a folder into `pictures.parquet` in `out`, and gives the ids by their numbers; none, and an empty file, if
-/// there is no folder.
+/// Reads such a folder into `pictures.parquet` in `out`, and gives the ids by their numbers. None, and an empty file,
+/// if there is no folder.
 pub(super) fn import(folder: &Path, out: &Path, decode: Decode<'_>) -> Result<Option<Vec<String>>, FileError> {
     let mut rows = RowFile::<PictureRow>::create(out.join(names::PICTURES))?;
     if !folder.is_dir() {

@@ -76,9 +76,9 @@ impl<'a> Artefacts<'a> {
     fn features<'m>(
         &self,
         more: &'m Explanations,
-    ) -> Result<impl Iterator<Item = Result<FeatureRow, FileError>> + use<'m>, FileError> {
+    ) -> Result<impl Iterator<Item = Result<FeatureRow, FileError>> + use<'a, 'm>, FileError> {
         let rows = rows_of::<FeatureRow>(&self.path(names::FEATURES))?;
-        Ok(rows.map(|row| {
+        Ok(rows.map(move |row| {
             row.map(|mut row| {
                 row.feature.explanations.extend(more.get(&row.feature.index).into_iter().flatten().cloned());
                 row
@@ -88,9 +88,7 @@ impl<'a> Artefacts<'a> {
 }
 
 /// The rows of a file, one after the other.
-fn rows_of<T: table::Table>(
-    path: &Path,
-) -> Result<impl Iterator<Item = Result<T, FileError>> + use<T>, FileError> {
+fn rows_of<T: table::Table>(path: &Path) -> Result<impl Iterator<Item = Result<T, FileError>> + use<T>, FileError> {
     Ok(table::Rows::<T>::open(path)?.flat_map(|batch| match batch {
         Ok(rows) => rows.into_iter().map(Ok).collect::<Vec<_>>(),
         Err(error) => vec![Err(error)],

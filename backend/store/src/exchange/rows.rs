@@ -22,7 +22,7 @@ pub(super) struct RowFile<T> {
     path: PathBuf,
     writer: ArrowWriter<File>,
     pending: Vec<T>,
-    pub count: u64,
+    count: u64,
 }
 
 impl<T: Table> RowFile<T> {

@@ -1,8 +1,9 @@
-//! SAELens: `cfg.json` and `sae_weights.safetensors` with `W_enc [d_in, d_sae]`, `b_enc`, `W_dec [d_sae, d_in]`, `b_dec`.
+//! SAELens: `cfg.json` and `sae_weights.safetensors` with `W_enc [d_in, d_sae]`, `b_enc`, `W_dec [d_sae, d_in]` and
+//! `b_dec`.
 //!
 //! The reference layout holds the same numbers with the encoder the other way round. Bytes are moved, never converted:
-//! every tensor keeps its dtype and its bits. Whether the SAE is one that both layouts can say is checked by the caller,
-//! who has a reader of SAEs, and here as far as `cfg.json` shows it.
+//! every tensor keeps its dtype and its bits. Whether both layouts can say this SAE is checked by the caller, who
+//! has a reader of SAEs, and here as far as `cfg.json` shows it.
 
 use super::{
     Report,
@@ -152,13 +153,14 @@ fn check_scales(from: &Path, path: &Path, config: &Value) -> Result<(), FileErro
     match scaled {
         None => Ok(()),
         Some(scaled) => {
-            let reason = format!("it has {scaled}; the reference layout cannot say that. Fold it in with SAELens first");
+            let reason =
+                format!("it has {scaled}; the reference layout cannot say that. Fold it in with SAELens first");
             Err(FileError::corrupt(path, &reason))
         }
     }
 }
 
-/// `hook_name`, in `metadata` since version 6. A block's output has a name in the checkpoint and one in TransformerLens.
+/// `hook_name`, in `metadata` since version 6. A block's output has a name in the checkpoint, and TransformerLens's.
 fn hook_point(config: &Value) -> Result<String, String> {
     let name = config["metadata"]["hook_name"].as_str().or(config["hook_name"].as_str());
     let Some(name) = name else {

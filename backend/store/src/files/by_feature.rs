@@ -1,8 +1,8 @@
-//! `activations.parquet` of an index: the rows of all shards in the order of features, and where each feature's rows are.
+//! `activations.parquet` of an index: the rows of all shards in the order of features, and where each feature's are.
 //!
 //! The columns are those of a shard. A row group begins where a feature begins, but for a feature with more rows than
-//! four groups should have: it goes on in groups of its own. How many rows each feature has is a JSON list in the footer,
-//! `lmm_scope.rows_per_feature`; with the groups' sizes it says which groups to read.
+//! four groups should have: it goes on in groups of its own. How many rows each feature has is a JSON list in the
+//! footer, `lmm_scope.rows_per_feature`; with the groups' sizes it says which groups to read.
 
 use super::{
     activations::{Activation, Batch, Columns, ROWS_PER_BATCH, check_order, properties},

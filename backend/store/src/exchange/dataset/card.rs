@@ -6,11 +6,8 @@ use super::super::Report;
 pub(super) fn of(source: &api::Source, report: &Report, has_credits: bool) -> String {
     let api::Source { model_id, source_id, layer, hook_point, latents, d_model, k, grid, .. } = source;
     let title = format!("Features of {source_id} in {model_id}");
-    let licence = if has_credits {
-        "license: other\nlicense_name: see-credits\nlicense_link: CREDITS.md\n"
-    } else {
-        ""
-    };
+    let licence =
+        if has_credits { "license: other\nlicense_name: see-credits\nlicense_link: CREDITS.md\n" } else { "" };
     let rights = if has_credits {
         "Pictures have authors and licences of their own: see [CREDITS.md](CREDITS.md) and the column `credit`."
     } else {
@@ -63,8 +60,8 @@ An empty cell is not known. `source.json` has the same for programs.
 ## Limits
 
 Examples are chosen (`kind` says how), so that means over them are not means over the set; those are in `features`.
-Activations are rounded to half precision. An explanation is an opinion of its author, `explanationModelName`; each score
-stands beside the same score on random pictures.
+Activations are rounded to half precision. An explanation is an opinion of its author, `explanationModelName`; each
+score stands beside the same score on random pictures.
 
 ## Licence and credits
 
@@ -136,10 +133,11 @@ from 0. Shares lie between 0 and 1.
 | `maxActApprox`, `meanAct` | largest activation on the picture set; mean of those above zero |
 | `frac_nonzero`, `fracPictures` | share of picture tokens, and of pictures, where it fires |
 | `freq_hist_data_bar_heights`, `freq_hist_data_bar_values` | histogram of activations: counts, and edges |
-| `pos_str`, `pos_values`, `neg_str`, `neg_values` | output tokens that the decoder row raises and lowers most, by how many logits |
+| `pos_str`, `pos_values` | output tokens that the decoder row raises most, and by how many logits |
+| `neg_str`, `neg_values` | those it lowers most |
 | `topkCosSimIndices`, `topkCosSimValues` | nearest features by the cosine of their decoder rows |
 | `firing_indices`, `firing_values` | features on the same patches, with the Jaccard overlap of the patches |
-| `explanations` | JSON: `description`, `typeName`, `explanationModelName`, `category`, `scores` (`value` beside `baseline`), `createdAt` |
+| `explanations` | JSON: `description`, its author and method, `category`, `scores` (`value` beside `baseline`) |
 | `dead` | it never fired |
 | `provenance` | JSON: where the row's numbers come from |
 

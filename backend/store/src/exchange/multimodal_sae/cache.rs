@@ -125,7 +125,8 @@ impl CacheFile {
 fn first_feature(path: &Path) -> Result<u32, FileError> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     stem.split('_').next().and_then(|first| first.parse().ok()).ok_or_else(|| {
-        let reason = "its locations count from the file's first feature, but its name is not {first}_{last}.safetensors";
+        let reason =
+            "its locations count from the file's first feature, but its name is not {first}_{last}.safetensors";
         FileError::corrupt(path, &reason)
     })
 }

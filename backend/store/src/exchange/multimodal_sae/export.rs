@@ -32,8 +32,8 @@ pub fn export(folder: &Path, more: &Explanations, out: &Path) -> Result<Report, 
     staging.finish()?;
     report.note("activations are those of the examples, not of the whole picture set");
     report.note(
-        "multimodal-sae has no scores beside baselines, no authors, dates, statistics, neighbours, output tokens, texts \
-         or kinds of examples",
+        "multimodal-sae has no scores beside baselines, no authors, dates, statistics, neighbours, output tokens, \
+         texts or kinds of examples",
     );
     report.note(format!("n_splits is {}, width {}", splits(artefacts.source.latents).len(), artefacts.source.latents));
     Ok(report)

@@ -110,7 +110,8 @@ fn read_explanations(
         };
         for (number, object) in objects.into_iter().enumerate() {
             let Value::Object(entries) = object else {
-                let reason = format!("entry {number} is not an object such as {{\"model.layers.24_feature17\": \"…\"}}");
+                let reason =
+                    format!("entry {number} is not an object such as {{\"model.layers.24_feature17\": \"…\"}}");
                 return Err(FileError::corrupt(&path, &reason));
             };
             for (index, text) in texts_of(&path, entries, source)? {
@@ -179,7 +180,10 @@ fn read_activations(
         }
     }
     if ids.is_none() && !done.is_empty() {
-        report.note(format!("there is no folder {}, so that activations have no pictures to be shown on", images::FOLDER));
+        report.note(format!(
+            "there is no folder {}, so that activations have no pictures to be shown on",
+            images::FOLDER
+        ));
     }
     report.note_count(tiles, "activations on tokens after the base picture's are passed over");
     report.examples = file.finish()?;

@@ -13,15 +13,9 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// When a file is missing or damaged, or the output cannot be written.
-pub fn export(
-    folder: &Path,
-    more: &Explanations,
-    creator: Option<&str>,
-    out: &Path,
-) -> Result<Report, FileError> {
+pub fn export(folder: &Path, more: &Explanations, creator: Option<&str>, out: &Path) -> Result<Report, FileError> {
     let artefacts = Artefacts::open(folder)?;
-    let entries =
-        [FEATURES, ACTIVATIONS, EXPLANATIONS, SCORES, PICTURE_ACTIVATIONS, images::FOLDER, names::SOURCE];
+    let entries = [FEATURES, ACTIVATIONS, EXPLANATIONS, SCORES, PICTURE_ACTIVATIONS, images::FOLDER, names::SOURCE];
     let staging = Staging::new(out, &entries)?;
     let mut report = Report::default();
     let mut writer = Writer { artefacts: &artefacts, creator, staging: &staging, report: &mut report };

@@ -180,7 +180,8 @@ impl Reader<'_> {
             };
             file.push(FeatureRow { feature, firing: Vec::new() })?;
         }
-        self.report.note_count(bare, "features have an explanation only: their statistics are zero, which is not known");
+        self.report
+            .note_count(bare, "features have an explanation only: their statistics are zero, which is not known");
         self.report.features = file.finish()?;
         Ok(living)
     }
