@@ -1,7 +1,9 @@
 //! Artefact files into the database: one transaction, keyed by the files' SHA-256.
 
 use crate::{
-    Store, StoreError, blob,
+    Store, StoreError,
+    begin::begin,
+    blob,
     files::{self, ExampleRow, FeatureRow, FileError, PictureRow, SampleRow, TextRow, names, table},
 };
 use sha2::{Digest, Sha256};
@@ -52,7 +54,7 @@ impl Store {
         })
         .await??;
 
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = begin(&self.pool, "BEGIN IMMEDIATE").await?;
         let known: Option<(i64, String)> =
             sqlx::query_as("SELECT key, digest FROM source WHERE model_id = ? AND source_id = ?")
                 .bind(&source.model_id)

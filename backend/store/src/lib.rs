@@ -4,6 +4,7 @@
 //! Knows nothing of HTTP and nothing of tensors. Errors are one enum per half: [`files::FileError`] names the file,
 //! [`StoreError`] carries the cause.
 
+mod begin;
 mod blob;
 mod error;
 mod example;

@@ -22,7 +22,7 @@ async fn pages_are_rendered_with_their_data() {
         assert!(page.text().contains(expected), "{path} lacks {expected:?}");
         let bundle = match path.rsplit('/').next() {
             Some("analyze") => "/assets/a/analyze.js",
-            Some("steer") => "/assets/s/steer.js",
+            Some("steer" | "queue") => "/assets/s/steer.js",
             _ => "/assets/page-1/page.js",
         };
         assert!(page.text().contains(bundle), "{path}");

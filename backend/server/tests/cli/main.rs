@@ -11,5 +11,5 @@ mod flags;
 mod index;
 mod memory;
 mod quantize;
-mod train_sae;
 mod queue;
+mod train_sae;

@@ -102,8 +102,8 @@ fn a_thousand_features_are_explained_once_by_workers_that_are_killed() {
         let store = Store::open(&place.database()).await.unwrap();
         let source = store.list_sources().await.unwrap().remove(0);
         let mut jobs = Vec::new();
-        loop {
-            let page = queue.list_jobs(&JobFilter::default(), (jobs.len() / 200) as u32, 200).await.unwrap();
+        for number in 0.. {
+            let page = queue.list_jobs(&JobFilter::default(), number, 200).await.unwrap();
             if page.jobs.is_empty() {
                 break;
             }

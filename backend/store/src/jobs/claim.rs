@@ -1,7 +1,7 @@
 //! Taking a job, keeping it, giving it back.
 
 use super::{Assignment, Queue, millis, on_pool, row};
-use crate::StoreError;
+use crate::{StoreError, begin::begin};
 use api::Job;
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -50,7 +50,7 @@ impl Queue {
         let token = format!("{worker}/{}", CLAIMS.fetch_add(1, Ordering::Relaxed));
         let endpoint = assignment.endpoint.as_str();
         let taken = on_pool!(self, |pool, dialect, Db| {
-            let mut transaction = pool.begin_with(dialect.begin).await?;
+            let mut transaction = begin(pool, dialect.begin).await?;
             let limits: Option<Limits> = sqlx::query_as(&format!(
                 "SELECT paused, max_running, per_minute, next_start FROM job_endpoint WHERE name = $1 {}",
                 dialect.lock

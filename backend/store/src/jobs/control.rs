@@ -1,7 +1,7 @@
 //! What an operator does: limits, pause, cancel, try again.
 
 use super::{Queue, on_pool};
-use crate::StoreError;
+use crate::{StoreError, begin::begin};
 use api::{JobKind, JobState};
 
 /// Jobs that may run at once at an endpoint that nobody has limited.
@@ -115,7 +115,7 @@ impl Queue {
     /// When the database fails.
     pub async fn cancel(&self, filter: &JobFilter) -> Result<u64, StoreError> {
         let cancelled = on_pool!(self, |pool, dialect, Db| {
-            let mut transaction = pool.begin_with(dialect.begin).await?;
+            let mut transaction = begin(pool, dialect.begin).await?;
             // As a claim does: many rows are never locked in two orders.
             sqlx::query(&format!("SELECT name FROM job_endpoint ORDER BY name {}", dialect.lock))
                 .execute(&mut *transaction)
@@ -139,7 +139,7 @@ impl Queue {
     /// When the database fails.
     pub async fn retry(&self, filter: &JobFilter) -> Result<u64, StoreError> {
         let revived = on_pool!(self, |pool, dialect, Db| {
-            let mut transaction = pool.begin_with(dialect.begin).await?;
+            let mut transaction = begin(pool, dialect.begin).await?;
             // As a claim does: many rows are never locked in two orders.
             sqlx::query(&format!("SELECT name FROM job_endpoint ORDER BY name {}", dialect.lock))
                 .execute(&mut *transaction)

@@ -1,7 +1,7 @@
 //! New jobs, and asking again for known ones.
 
 use super::{Assignment, Queue, on_pool, row};
-use crate::StoreError;
+use crate::{StoreError, begin::begin};
 use api::{Job, JobKind, JobState};
 
 /// Priority of a run over many features.
@@ -43,7 +43,7 @@ impl Queue {
         self.add_endpoint(&assignment.endpoint).await?;
         let mut done = Enqueued::default();
         on_pool!(self, |pool, dialect, Db| {
-            let mut transaction = pool.begin_with(dialect.begin).await?;
+            let mut transaction = begin(pool, dialect.begin).await?;
             let now: i64 = sqlx::query_scalar(&format!("SELECT {}", dialect.now)).fetch_one(&mut *transaction).await?;
             for chunk in features.chunks(ROWS_PER_INSERT) {
                 let mut update = sqlx::QueryBuilder::<Db>::new("UPDATE job SET state = ");

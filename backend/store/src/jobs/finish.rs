@@ -1,7 +1,7 @@
 //! The end of a try: what was found, or why nothing was.
 
 use super::{Lease, Queue, millis, on_pool};
-use crate::StoreError;
+use crate::{StoreError, begin::begin};
 use api::{Category, JobKind, JobState, Score};
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ impl Queue {
             _ => "[]".to_owned(),
         };
         on_pool!(self, |pool, dialect, Db| {
-            let mut transaction = pool.begin_with(dialect.begin).await?;
+            let mut transaction = begin(pool, dialect.begin).await?;
             let ended = sqlx::query(&format!(
                 "UPDATE job SET state = 'done', lease = NULL, lease_until = NULL, reason = $3,
                      input_tokens = input_tokens + $4, output_tokens = output_tokens + $5, ended_at = {}

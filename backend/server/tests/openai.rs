@@ -88,7 +88,7 @@ fn check(body: &Value, sglang: bool) -> Result<(), String> {
     if let Some(field) = fields.keys().find(|field| !known.contains(&field.as_str())) {
         return Err(format!("extra field {field}"));
     }
-    if !body["max_tokens"].as_u64().is_some_and(|tokens| tokens > 0) || body["temperature"] != 0 {
+    if body["max_tokens"].as_u64().unwrap_or(0) == 0 || body["temperature"] != 0 {
         return Err("max_tokens or temperature".into());
     }
     if let Some(format) = fields.get("response_format") {
@@ -120,8 +120,8 @@ fn check(body: &Value, sglang: bool) -> Result<(), String> {
         let bytes = STANDARD.decode(base64).map_err(|error| error.to_string())?;
         image::load_from_memory_with_format(&bytes, ImageFormat::Png).map_err(|error| error.to_string())?;
     }
-    let others = parts.iter().filter(|part| part["type"] != "image_url");
-    others.map(|part| part["text"].as_str().map(drop).ok_or_else(|| "a part that is neither".to_owned())).collect()
+    let mut others = parts.iter().filter(|part| part["type"] != "image_url");
+    if others.all(|part| part["text"].is_string()) { Ok(()) } else { Err("a part that is neither".into()) }
 }
 
 /// The double's address.
