@@ -70,8 +70,8 @@ pub const TILE_SHAPES: [TileShape; 6] = [
 
 /// All of them, as places in [`TILE_SHAPES`].
 pub const ALL_SHAPES: [usize; TILE_SHAPES.len()] = [0, 1, 2, 3, 4, 5];
-/// Enough for an SAE that is too small to be worth compiling and measuring all: one for few tokens, one for many.
-pub const PLAIN_SHAPES: [usize; 2] = [1, 3];
+/// Enough for an SAE that is too small to be worth compiling and measuring all: for one token, few, and many.
+pub const PLAIN_SHAPES: [usize; 3] = [0, 1, 3];
 
 /// Most latents of a workgroup in any shape.
 pub const MAX_TILE_LATENTS: u32 = 256;

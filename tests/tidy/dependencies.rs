@@ -1,7 +1,32 @@
 //! `docs/architecture.md`: dependencies point one way, and each crate knows only its own business.
 
-use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
-use std::collections::{BTreeMap, BTreeSet};
+use serde::Deserialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    process::Command,
+};
+
+/// What `cargo metadata` says, as far as it is looked at here. (The crate for it switches on features of others, with
+/// which they would be compiled twice: for the tests and for the demo.)
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    manifest_path: PathBuf,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    /// `None`: an ordinary one; else `dev` or `build`.
+    kind: Option<String>,
+}
 
 /// Every crate of the workspace and those of ours it may use, outside its own tests.
 const MAY_USE: [(&str, &[&str]); 12] = [
@@ -31,12 +56,16 @@ const NEVER_KNOWS: [(&str, &[&str]); 7] = [
 ];
 
 fn metadata() -> Metadata {
-    MetadataCommand::new().manifest_path(tests::root().join("Cargo.toml")).no_deps().exec().unwrap()
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(tests::root());
+    let said = cargo.output().unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    serde_json::from_slice(&said.stdout).unwrap()
 }
 
 fn dependencies(package: &Package, also_tests: bool) -> BTreeSet<String> {
-    let counts = |kind| also_tests || kind != DependencyKind::Development;
-    package.dependencies.iter().filter(|found| counts(found.kind)).map(|found| found.name.clone()).collect()
+    let counts = |found: &&Dependency| also_tests || found.kind.as_deref() != Some("dev");
+    package.dependencies.iter().filter(counts).map(|found| found.name.clone()).collect()
 }
 
 #[test]
