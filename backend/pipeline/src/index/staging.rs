@@ -12,6 +12,8 @@ use store::files::names;
 
 const FOLDER: &str = ".index.tmp";
 const LOCK: &str = "lock";
+/// Lies in the output's folder while files get their names: what is there without `index.json` is then ours.
+const COMMITTING: &str = ".index.committing";
 
 /// Everything an index consists of, in the order in which it gets its name.
 pub(super) const FILES: [&str; 8] = [
@@ -40,8 +42,13 @@ impl Staging {
     /// Removes what a killed run has left.
     ///
     /// # Errors
-    /// When the folder cannot be written, or another process makes an index there.
+    /// When the folder cannot be written, holds artefacts of something else, or another process makes an index there.
     pub fn begin(out: &Path) -> Result<Self, IndexError> {
+        let ours = [names::INDEX, COMMITTING].iter().any(|name| out.join(name).exists());
+        if let Some(found) = FILES.iter().find(|name| !ours && out.join(name).exists()) {
+            let reason = format!("its {found} was not made by `index`, which would replace it; name another folder");
+            return Err(IndexError::other(out, reason));
+        }
         let made = !out.exists();
         let folder = out.join(FOLDER);
         fs::create_dir_all(&folder).map_err(|source| IndexError::io(&folder, source))?;
@@ -91,6 +98,9 @@ impl Staging {
 
     /// Gives all [`FILES`] their names. An older index ends here, not before.
     pub fn commit(self) -> Result<(), IndexError> {
+        let mark = self.out.join(COMMITTING);
+        File::create(&mark).map_err(|source| IndexError::io(&mark, source))?;
+        self.sync();
         for name in [names::INDEX, names::SOURCE] {
             let path = self.out.join(name);
             if path.exists() {
@@ -106,7 +116,7 @@ impl Staging {
             fs::rename(self.at(name), &path).map_err(|source| IndexError::io(&path, source))?;
         }
         self.sync();
-        Ok(())
+        fs::remove_file(&mark).map_err(|source| IndexError::io(&mark, source))
     }
 
     /// Names are safe only when the folder is; a system that cannot sync folders has to do without.
@@ -170,5 +180,20 @@ mod tests {
         assert!(staging.commit().is_err());
         assert!(!out.join(names::INDEX).exists() && !out.join(names::SOURCE).exists());
         assert_eq!(fs::read_to_string(out.join("other")).unwrap(), "kept");
+
+        // The next run may go on from there.
+        let staging = Staging::begin(&out).unwrap();
+        fill(&staging, "fourth");
+        staging.commit().unwrap();
+        assert_eq!(names(), FILES.len() + 1);
+    }
+
+    #[test]
+    fn artefacts_of_something_else_are_not_replaced() {
+        let place = tempfile::tempdir().unwrap();
+        fs::write(place.path().join(names::FEATURES), "of the pocket demo").unwrap();
+        let said = Staging::begin(place.path()).unwrap_err().to_string();
+        assert!(said.contains("features.parquet was not made by `index`"), "{said}");
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
     }
 }

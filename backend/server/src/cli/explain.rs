@@ -6,6 +6,7 @@ use super::{
     output::{print, print_json},
 };
 use api::{FeatureQuery, FeatureSort};
+use clap::builder::BoolishValueParser;
 use serde::Serialize;
 use store::{
     SourceEntry, Store,
@@ -30,11 +31,11 @@ pub struct ExplainArgs {
     features: Vec<Range>,
 
     /// Before bulk runs, as a visitor's request.
-    #[arg(long, env = "LMM_SCOPE_FIRST")]
+    #[arg(long, env = "LMM_SCOPE_FIRST", value_parser = BoolishValueParser::new())]
     first: bool,
 
     /// Print one JSON object.
-    #[arg(long, env = "LMM_SCOPE_JSON")]
+    #[arg(long, env = "LMM_SCOPE_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 

@@ -7,6 +7,7 @@ use super::{
     progress::Progress,
     setup::open_sae,
 };
+use clap::builder::BoolishValueParser;
 use model::{
     SaeFile,
     sae::{Activation, Normalisation},
@@ -32,7 +33,7 @@ pub enum Format {
     MultimodalSae,
     /// The SAE's weights.
     Saelens,
-    /// One data set with a data card; it loses nothing.
+    /// One data set with a data card; it loses nothing of the store's files.
     Parquet,
 }
 
@@ -55,7 +56,7 @@ pub struct ExportArgs {
     creator: Option<String>,
 
     /// Print one JSON object.
-    #[arg(long, env = "LMM_SCOPE_JSON")]
+    #[arg(long, env = "LMM_SCOPE_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 
@@ -87,7 +88,11 @@ pub fn run(args: &ExportArgs) -> Result<(), CliError> {
         }
     };
     drop(progress);
-    say(args.format, &args.out, &done.map_err(file_error)?, args.json)
+    let mut report = done.map_err(file_error)?;
+    if args.jobs.database.is_none() && args.jobs.queue.is_none() {
+        report.note("explanations that workers wrote are left out: name their database with --database or --queue");
+    }
+    say(args.format, &args.out, &report, args.json)
 }
 
 /// What workers wrote, if a database is named.

@@ -7,6 +7,7 @@ use super::{
     setup::open_sae,
 };
 use crate::picture::decode_picture;
+use clap::builder::BoolishValueParser;
 use image::ImageFormat;
 use model::hook::Hook;
 use std::{io::Cursor, path::PathBuf};
@@ -37,7 +38,7 @@ pub struct ImportArgs {
     hook: Option<Hook>,
 
     /// Print one JSON object.
-    #[arg(long, env = "LMM_SCOPE_JSON")]
+    #[arg(long, env = "LMM_SCOPE_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 
@@ -72,8 +73,8 @@ pub fn run(args: &ImportArgs) -> Result<(), CliError> {
     say(*format, out, &done.map_err(file_error)?, args.json)
 }
 
-/// A picture of any format that is read everywhere. What is a WebP already keeps its bytes; others become one, without
-/// loss.
+/// A picture of any format that is read everywhere. What is a WebP already keeps its bytes; others become one of 8
+/// bits a channel.
 fn decode(bytes: &[u8]) -> Result<Decoded, String> {
     let picture = decode_picture(bytes).map_err(|error| error.to_string())?;
     let (width, height) = (picture.width(), picture.height());
@@ -82,7 +83,12 @@ fn decode(bytes: &[u8]) -> Result<Decoded, String> {
         return Ok(Decoded { webp: bytes.to_vec(), width, height });
     }
     let mut webp = Cursor::new(Vec::new());
-    picture.to_rgb8().write_to(&mut webp, ImageFormat::WebP).map_err(|error| error.to_string())?;
+    let written = if picture.color().has_alpha() {
+        picture.to_rgba8().write_to(&mut webp, ImageFormat::WebP)
+    } else {
+        picture.to_rgb8().write_to(&mut webp, ImageFormat::WebP)
+    };
+    written.map_err(|error| error.to_string())?;
     Ok(Decoded { webp: webp.into_inner(), width, height })
 }
 

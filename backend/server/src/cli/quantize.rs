@@ -9,6 +9,7 @@ use super::{
     setup::open_sae,
 };
 use api::{Agreement, SaeManifest, Tier, TierShards};
+use clap::builder::BoolishValueParser;
 use pipeline::quantize::{HiddenStates, MAX_SHARD_BYTES, QuantizeOptions, quantize};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ pub struct QuantizeArgs {
     hidden: Option<PathBuf>,
 
     /// Print one JSON object.
-    #[arg(long, env = "LMM_SCOPE_JSON")]
+    #[arg(long, env = "LMM_SCOPE_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 

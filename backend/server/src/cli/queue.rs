@@ -6,6 +6,7 @@ use super::{
     output::{print, print_json},
 };
 use api::{EndpointStatus, Job, JobKind, JobState};
+use clap::builder::BoolishValueParser;
 use serde::Serialize;
 use store::jobs::{Found, JobFilter, Queue};
 
@@ -39,7 +40,7 @@ struct ShowArgs {
     #[command(flatten)]
     jobs: JobsArgs,
     /// Print one JSON object.
-    #[arg(long, env = "LMM_SCOPE_JSON")]
+    #[arg(long, env = "LMM_SCOPE_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 
@@ -106,7 +107,7 @@ struct ChooseArgs {
     #[command(flatten)]
     filter: FilterArgs,
     /// All jobs, when nothing else chooses.
-    #[arg(long, env = "LMM_SCOPE_ALL")]
+    #[arg(long, env = "LMM_SCOPE_ALL", value_parser = BoolishValueParser::new())]
     all: bool,
 }
 

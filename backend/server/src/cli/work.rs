@@ -6,6 +6,7 @@ use super::{
     output::{print, print_json},
 };
 use crate::serve::shutdown_signal;
+use clap::builder::BoolishValueParser;
 use pipeline::interpret::{Tally, Worker};
 use std::time::Duration;
 use store::jobs::Rules;
@@ -32,11 +33,11 @@ pub struct WorkArgs {
     lease_secs: u16,
 
     /// End when nothing waits or runs any more.
-    #[arg(long, env = "LMM_SCOPE_DRAIN")]
+    #[arg(long, env = "LMM_SCOPE_DRAIN", value_parser = BoolishValueParser::new())]
     drain: bool,
 
     /// Print one JSON object at the end.
-    #[arg(long, env = "LMM_SCOPE_JSON")]
+    #[arg(long, env = "LMM_SCOPE_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 

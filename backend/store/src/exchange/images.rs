@@ -5,7 +5,7 @@ use super::{jsonl::Lines, rows::RowFile, rows_of};
 use crate::files::{FileError, PictureRow, names};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File},
     io::{BufWriter, Write},
     path::{Component, Path},
@@ -84,6 +84,7 @@ pub(super) fn import(folder: &Path, out: &Path, decode: Decode<'_>) -> Result<Op
         return Ok(None);
     }
     let mut found = Vec::new();
+    let (mut ids, mut files) = (HashSet::new(), HashSet::new());
     let mut lines = Lines::open(&folder.join(METADATA))?;
     while let Some(described) = lines.next_row::<Described>()? {
         let inside = Path::new(&described.file_name).components().all(|part| matches!(part, Component::Normal(_)));
@@ -95,6 +96,9 @@ pub(super) fn import(folder: &Path, out: &Path, decode: Decode<'_>) -> Result<Op
         let plain = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
         if id.is_empty() || id.starts_with('.') || !id.chars().all(plain) {
             return Err(lines.wrong(format!("id {id:?} cannot be part of an address; use letters, digits, . _ -")));
+        }
+        if !ids.insert(id.clone()) || !files.insert(described.file_name.clone()) {
+            return Err(lines.wrong(format!("id {id:?} or its file occurs twice; give each picture an id of its own")));
         }
         found.push((id, described));
     }

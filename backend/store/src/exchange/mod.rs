@@ -45,7 +45,8 @@ pub struct Report {
 }
 
 impl Report {
-    fn note(&mut self, note: impl Into<String>) {
+    /// Tells something that the format does not hold, or that had to be left out.
+    pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }
 

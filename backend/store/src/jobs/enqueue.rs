@@ -48,11 +48,14 @@ impl Queue {
             for chunk in features.chunks(ROWS_PER_INSERT) {
                 let mut update = sqlx::QueryBuilder::<Db>::new("UPDATE job SET state = ");
                 update.push_bind(JobState::Queued.as_str());
+                // The interpreter may have moved to another address.
+                update.push(", endpoint = ").push_bind(assignment.endpoint.as_str());
                 update.push(", ended_at = NULL, run_at = CASE WHEN state = 'cancelled' THEN ");
                 update.push_bind(now).push(" ELSE run_at END, priority = CASE WHEN priority < ");
                 update.push_bind(priority).push(" THEN ").push_bind(priority).push(" ELSE priority END");
-                update.push(" WHERE (state = 'cancelled' OR (state = 'queued' AND priority < ");
-                update.push_bind(priority).push(")) AND model_id = ").push_bind(assignment.model_id.as_str());
+                update.push(" WHERE (state = 'cancelled' OR (state = 'queued' AND (priority < ").push_bind(priority);
+                update.push(" OR endpoint <> ").push_bind(assignment.endpoint.as_str());
+                update.push("))) AND model_id = ").push_bind(assignment.model_id.as_str());
                 update.push(" AND source_id = ").push_bind(assignment.source_id.as_str());
                 update.push(" AND sae_revision = ").push_bind(assignment.sae_revision.as_str());
                 update.push(" AND interpreter = ").push_bind(assignment.interpreter.as_str());

@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     iter::Peekable,
-    path::Path,
+    path::{Component, Path},
 };
 
 /// Writes an artefact folder as the paper's scripts have it.
@@ -21,6 +21,12 @@ use std::{
 /// When a file is missing or damaged, or the output cannot be written.
 pub fn export(folder: &Path, more: &Explanations, out: &Path) -> Result<Report, FileError> {
     let artefacts = Artefacts::open(folder)?;
+    let hook_point = &artefacts.source.hook_point;
+    // It becomes a folder's name.
+    if !Path::new(hook_point).components().eq([Component::Normal(hook_point.as_ref())]) {
+        let reason = format!("the hook point {hook_point:?} is no module's name");
+        return Err(FileError::corrupt(&artefacts.path(names::SOURCE), &reason));
+    }
     let entries = [ACTIVATIONS, EXPLANATIONS, LABELS, FILTERS, images::FOLDER, names::SOURCE];
     let staging = Staging::new(out, &entries)?;
     let mut report = Report::default();
