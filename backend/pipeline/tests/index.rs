@@ -321,6 +321,10 @@ fn an_index_that_was_not_finished_does_not_count() {
     made.index("out", ROOMY).unwrap();
     fs::remove_file(made.at("out").join(names::INDEX)).unwrap();
     assert!(FeatureIndex::open(&made.at("out")).unwrap_err().to_string().contains("index.json"));
+    // What says of itself that it is no index is not replaced.
+    let error = made.index("out", ROOMY).unwrap_err().to_string();
+    assert!(error.contains("was not made by `index`"), "{error}");
+    fs::remove_dir_all(made.at("out")).unwrap();
     // Activations of another cache.
     let other = Made::new(3);
     other.index("out", ROOMY).unwrap();
