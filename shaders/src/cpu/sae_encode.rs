@@ -1,19 +1,25 @@
 //! The TopK SAE encoder in plain Rust.
 //!
-//! Blocks of latents stay in the cache while all tokens pass over them; within, two latents meet two tokens in
-//! accumulators of eight lanes, which compilers turn into SIMD (SSE2, NEON, wasm `simd128`). Activations go
-//! straight to each row's selection: the full `[tokens, latents]` never exists.
+//! Blocks of latents stay in the cache while all tokens pass over them; within, two latents meet a few tokens in
+//! accumulators that are SIMD registers (`lanes.rs`; in the browser `simd.rs`). Activations go straight to each row's
+//! selection: the full `[tokens, latents]` never exists.
 
-use half::f16;
+#[cfg(not(target_arch = "wasm32"))]
+mod lanes;
+#[cfg(target_arch = "wasm32")]
+mod simd;
+
+#[cfg(not(target_arch = "wasm32"))]
+use lanes as products;
+#[cfg(target_arch = "wasm32")]
+use simd as products;
 
 use super::sae_select::SaeSelect;
 use crate::error::check_len;
-use crate::shape::INT4_GROUP;
 use crate::{Error, SaeShape, TopK, WeightType};
+pub use products::unpack;
+use products::{LATENTS, PAD, TOKENS, dots};
 
-const LANES: usize = 8;
-const TOKENS: usize = 2;
-const LATENTS: usize = 2;
 /// Bytes of weights in a block: fits the second-level cache.
 const BLOCK_BYTES: usize = 256 << 10;
 
@@ -102,8 +108,7 @@ impl SaeEncode {
     pub fn encode(&self, hidden: &[f32], tokens: u32) -> Result<TopK, Error> {
         self.shape.check_hidden(hidden, tokens)?;
         let width = self.width();
-        // Rows of zeros fill the last group of tokens.
-        let rows = (tokens as usize).next_multiple_of(TOKENS);
+        let rows = (tokens as usize).next_multiple_of(PAD);
         let mut centred = centred(hidden, &self.b_dec, width);
         centred.resize(rows * width, 0.0);
         let mut selects = vec![SaeSelect::new(self.shape.k); rows];
@@ -114,7 +119,7 @@ impl SaeEncode {
             for (latent, row) in (first..first + count).zip(weights.chunks_exact_mut(width)) {
                 self.unpack(latent, row);
             }
-            let groups = centred.chunks_exact(TOKENS * width).zip(selects.chunks_exact_mut(TOKENS));
+            let groups = centred.chunks(TOKENS * width).zip(selects.chunks_mut(TOKENS));
             for (hidden, selects) in groups {
                 self.encode_block(hidden, &weights[..count * width], first, selects);
             }
@@ -148,15 +153,17 @@ impl SaeEncode {
         }
     }
 
-    /// Two tokens over one block of latents.
+    /// Up to [`TOKENS`] tokens over one block of latents.
     fn encode_block(&self, hidden: &[f32], weights: &[f32], first_latent: usize, selects: &mut [SaeSelect]) {
         let width = self.width();
-        let hidden: [&[f32]; TOKENS] = std::array::from_fn(|t| &hidden[t * width..][..width]);
+        let hidden = std::array::from_fn(|t| hidden.get(t * width..(t + 1) * width).unwrap_or_default());
         for (pair, rows) in weights.chunks(LATENTS * width).enumerate() {
             // An odd last latent is multiplied twice and taken once.
             let weights = [&rows[..width], &rows[rows.len() - width..]];
             let dots = dots(hidden, weights);
-            for (j, latent) in (first_latent + pair * LATENTS..).take(rows.len() / width).enumerate() {
+            for (j, latent) in
+                (first_latent + pair * LATENTS..).take(if rows.len() == width { 1 } else { LATENTS }).enumerate()
+            {
                 let (scale, bias) = (self.row_scale(latent), self.b_enc[latent]);
                 for (select, dots) in selects.iter_mut().zip(&dots) {
                     // Fits: it is below `latents`.
@@ -179,31 +186,6 @@ pub(crate) fn centred(hidden: &[f32], b_dec: &[f32], width: usize) -> Vec<f32> {
     centred
 }
 
-/// One packed row as f32 `[width]`. int8 comes without its scale, which is one for the whole row; int4 with its scales.
-pub fn unpack(weight_type: WeightType, packed: &[u8], scales: &[u8], row: &mut [f32]) {
-    match weight_type {
-        WeightType::F32 => {
-            row.iter_mut().zip(packed.as_chunks::<4>().0).for_each(|(to, bytes)| *to = f32::from_le_bytes(*bytes));
-        }
-        WeightType::F16 => {
-            let halves = packed.as_chunks::<2>().0.iter();
-            row.iter_mut().zip(halves).for_each(|(to, bytes)| *to = f16::from_le_bytes(*bytes).to_f32());
-        }
-        WeightType::Int8 => {
-            row.iter_mut().zip(packed).for_each(|(to, byte)| *to = f32::from(byte.cast_signed()));
-        }
-        WeightType::Int4 => {
-            for (group, to) in row.chunks_mut(INT4_GROUP as usize).enumerate() {
-                let scale = f16::from_le_bytes([scales[2 * group], scales[2 * group + 1]]).to_f32();
-                let pairs = &packed[group * INT4_GROUP as usize / 2..];
-                for (to, byte) in to.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
-                    *to = [byte & 15, byte >> 4].map(|nibble| (f32::from(nibble) - 8.0) * scale);
-                }
-            }
-        }
-    }
-}
-
 fn f32_at(bytes: &[u8], at: usize) -> f32 {
     bytes.as_chunks::<4>().0.get(at).map_or(0.0, |bytes| f32::from_le_bytes(*bytes))
 }
@@ -216,36 +198,4 @@ fn write(what: &'static str, to: &mut [u8], offset: u64, piece: &[u8]) -> Result
     // Within `to`.
     to[offset as usize..end as usize].copy_from_slice(piece);
     Ok(())
-}
-
-/// Partial sums of the dot products of two rows of hidden states with two of weights, by lane.
-type Sums = [[[f32; LANES]; LATENTS]; TOKENS];
-
-/// All dot products of `hidden` with `weights`, each `[width]`.
-fn dots(hidden: [&[f32]; TOKENS], weights: [&[f32]; LATENTS]) -> [[f32; LATENTS]; TOKENS] {
-    let mut sums = Sums::default();
-    // Nothing is left over: rows are whole lanes.
-    accumulate(hidden.map(|row| row.as_chunks().0), weights.map(|row| row.as_chunks().0), &mut sums);
-    sums.map(|sums| sums.map(|lanes| lanes.iter().sum()))
-}
-
-/// The hot loop. A function of its own: where the sum over lanes is in sight, LLVM lays the accumulators out for that
-/// sum and shuffles in every step, four times slower (measured on x86-64).
-#[inline(never)]
-#[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
-fn accumulate(hidden: [&[[f32; LANES]]; TOKENS], weights: [&[[f32; LANES]]; LATENTS], sums: &mut Sums) {
-    let steps = weights[0].len();
-    let hidden = hidden.map(|row| &row[..steps]);
-    let weights = weights.map(|row| &row[..steps]);
-    let mut partial = Sums::default();
-    for i in 0..steps {
-        for t in 0..TOKENS {
-            for j in 0..LATENTS {
-                for lane in 0..LANES {
-                    partial[t][j][lane] += hidden[t][i][lane] * weights[j][i][lane];
-                }
-            }
-        }
-    }
-    *sums = partial;
 }

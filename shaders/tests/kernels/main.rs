@@ -6,6 +6,7 @@
 mod cofire;
 mod common;
 mod cosine;
+mod encoder_twin;
 mod feature_draw;
 mod feature_map;
 mod feature_pool;
