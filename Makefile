@@ -18,10 +18,10 @@ SERVE ?=
 # $(call phase,name,command): says what runs and how long it took.
 phase = @begun=$$SECONDS; printf '\n\033[1m▶ %s\033[0m\n' '$(1)' && $(2) && printf '✓ %s: %d s\n' '$(1)' $$((SECONDS - begun))
 
-.PHONY: help demo test test-full-size journeys bench bench-train bench-index check fmt clean screenshots
+.PHONY: help demo test test-full-size journeys bench bench-train bench-index reproduce-pocket check fmt clean screenshots
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## build everything and open the pocket demo on http://127.0.0.1:8080
 	@cargo build --workspace --bins
@@ -89,6 +89,10 @@ INDEX ?=
 bench-index: ## sort 10 million activations of 131,072 features: pace, memory, and how long it takes to read one feature
 	@cargo build --package pipeline --examples
 	@"$(BIN)/examples/bench_index" $(INDEX)
+
+reproduce-pocket: ## the walk of docs/reproduce.md from pictures to scores, on the demo; writes its table (minutes)
+	@cargo build --workspace --bins
+	@"$(BIN)/xtask" reproduce-pocket
 
 fmt: ## format every Rust file
 	@cargo fmt --all

@@ -13,6 +13,7 @@ pub mod error;
 mod extractors;
 mod handlers;
 mod hidden;
+mod map;
 pub mod openapi;
 pub mod picture;
 mod revision;

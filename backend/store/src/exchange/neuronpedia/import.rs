@@ -87,11 +87,14 @@ impl Reader<'_> {
         let mut unscored = 0;
         Self::each(&self.from.join(SCORES), |score: rows::Score, _| {
             match serde_json::from_str::<Details>(&score.json_details) {
-                Ok(Details { baseline }) => scores.entry(score.explanation_id).or_default().push(api::Score {
+                Ok(details) => scores.entry(score.explanation_id).or_default().push(api::Score {
                     value: score.value,
-                    baseline,
+                    baseline: details.baseline,
                     explanation_score_type_name: score.explanation_score_type_name,
                     explanation_score_model_name: score.explanation_score_model_name,
+                    interval: details.interval,
+                    samples: details.samples.unwrap_or_default(),
+                    provenance: details.provenance,
                 }),
                 Err(_) => unscored += 1,
             }
