@@ -2,39 +2,56 @@
 
 use crate::WeightType;
 use crate::kernels::sae_encode::WGSL;
-use crate::source::with_constant;
+use crate::source::{unrolled, with_constant};
 
-/// Threads of a workgroup, and what each of them computes.
+/// What a workgroup computes, and how its threads share the work. Both are entry points of `sae_encode.wgsl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TileShape {
-    pub token_threads: u32,
-    pub latent_threads: u32,
-    pub tokens_per_thread: u32,
-    /// Quads of latents.
-    pub quads_per_thread: u32,
-    /// Quads of channels in a step of the loop: bounded by 16 KiB of workgroup memory.
-    pub step_quads: u32,
+pub enum TileShape {
+    /// Each thread computes `tokens_per_thread` × 4 `quads_per_thread` values. What they share goes through workgroup
+    /// memory, of which there are 16 KiB, `step_quads` times 4 channels at a time.
+    Tiled { token_threads: u32, latent_threads: u32, tokens_per_thread: u32, quads_per_thread: u32, step_quads: u32 },
+    /// `lanes` threads share the channels of a few rows and add their sums at the end: for few tokens, where reading
+    /// the weights is all there is to do.
+    Split { lanes: u32, tokens: u32, latents: u32 },
 }
 
 impl TileShape {
-    const fn new(threads: [u32; 2], tokens_per_thread: u32, quads_per_thread: u32, step_quads: u32) -> Self {
-        let [token_threads, latent_threads] = threads;
-        Self { token_threads, latent_threads, tokens_per_thread, quads_per_thread, step_quads }
+    const fn tiled(
+        [token_threads, latent_threads]: [u32; 2],
+        tokens_per_thread: u32,
+        quads_per_thread: u32,
+        step_quads: u32,
+    ) -> Self {
+        Self::Tiled { token_threads, latent_threads, tokens_per_thread, quads_per_thread, step_quads }
     }
 
     /// Tokens of a workgroup.
     #[must_use]
     pub const fn tokens(self) -> u32 {
-        self.token_threads * self.tokens_per_thread
+        match self {
+            Self::Tiled { token_threads, tokens_per_thread, .. } => token_threads * tokens_per_thread,
+            Self::Split { tokens, .. } => tokens,
+        }
     }
 
     /// Latents of a workgroup.
     #[must_use]
     pub const fn latents(self) -> u32 {
-        4 * self.latent_threads * self.quads_per_thread
+        match self {
+            Self::Tiled { latent_threads, quads_per_thread, .. } => 4 * latent_threads * quads_per_thread,
+            Self::Split { latents, .. } => latents,
+        }
     }
 
-    /// `sae_encode.wgsl` with its `// host:` lines filled in.
+    #[must_use]
+    pub const fn entry_point(self) -> &'static str {
+        match self {
+            Self::Tiled { .. } => "tiled",
+            Self::Split { .. } => "split",
+        }
+    }
+
+    /// `sae_encode.wgsl` with its `// host:` lines filled in and its `// unroll` loops written out.
     #[must_use]
     pub fn source(self, weight_type: WeightType) -> String {
         let weights = match weight_type {
@@ -43,35 +60,49 @@ impl TileShape {
             WeightType::Int8 => 2,
             WeightType::Int4 => 3,
         };
-        let constants = [
-            ("WEIGHTS", weights),
-            ("TOKEN_THREADS", self.token_threads),
-            ("LATENT_THREADS", self.latent_threads),
-            ("TOKENS_PER_THREAD", self.tokens_per_thread),
-            ("QUADS_PER_THREAD", self.quads_per_thread),
-            ("STEP_QUADS", self.step_quads),
-        ];
-        constants.iter().fold(WGSL.to_owned(), |source, (name, value)| with_constant(&source, name, &value.to_string()))
+        let constants = match self {
+            Self::Tiled { token_threads, latent_threads, tokens_per_thread, quads_per_thread, step_quads } => {
+                let threads = token_threads * latent_threads;
+                &[
+                    ("TOKEN_THREADS", token_threads),
+                    ("LATENT_THREADS", latent_threads),
+                    ("TOKENS_PER_THREAD", tokens_per_thread),
+                    ("QUADS_PER_THREAD", quads_per_thread),
+                    ("STEP_QUADS", step_quads),
+                    ("TOKEN_LOADS", (step_quads * self.tokens()).div_ceil(threads)),
+                    ("OCTET_LOADS", (step_quads / 2 * self.latents()).div_ceil(threads)),
+                ][..]
+            }
+            Self::Split { lanes, tokens, latents } => &[
+                ("LANES", lanes),
+                ("SPLIT_TOKENS", tokens),
+                ("SPLIT_LATENTS", latents),
+                ("SPLIT_VALUES", tokens * latents),
+            ],
+        };
+        let set = |source: String, (name, value): &(&str, u32)| with_constant(&source, name, &value.to_string());
+        unrolled(&constants.iter().fold(with_constant(WGSL, "WEIGHTS", &weights.to_string()), set))
     }
 }
 
 /// The shapes that are tried: for one token, few, and many.
 ///
-/// A thread of the larger ones reads `tokens + 4 quads` vectors for `16 tokens quads` multiply-adds: 3.2 of them for
+/// A thread of the larger tiles reads `tokens + 4 quads` vectors for `16 tokens quads` multiply-adds: 3.2 of them for
 /// each number read at 4 × 1, 5.3 at 4 × 2, where reading from workgroup memory no longer bounds large GPUs.
-pub const TILE_SHAPES: [TileShape; 6] = [
-    TileShape::new([1, 64], 1, 1, 2),
-    TileShape::new([16, 16], 1, 1, 4),
-    TileShape::new([16, 16], 2, 1, 4),
-    TileShape::new([16, 16], 4, 1, 4),
-    TileShape::new([16, 16], 4, 2, 4),
-    TileShape::new([8, 32], 8, 1, 4),
+pub const TILE_SHAPES: [TileShape; 7] = [
+    TileShape::Split { lanes: 128, tokens: 1, latents: 8 },
+    TileShape::Split { lanes: 128, tokens: 4, latents: 4 },
+    TileShape::tiled([16, 16], 1, 1, 4),
+    TileShape::tiled([16, 16], 2, 1, 4),
+    TileShape::tiled([16, 16], 4, 1, 4),
+    TileShape::tiled([16, 16], 4, 2, 4),
+    TileShape::tiled([8, 32], 8, 2, 2),
 ];
 
 /// All of them, as places in [`TILE_SHAPES`].
-pub const ALL_SHAPES: [usize; TILE_SHAPES.len()] = [0, 1, 2, 3, 4, 5];
+pub const ALL_SHAPES: [usize; TILE_SHAPES.len()] = [0, 1, 2, 3, 4, 5, 6];
 /// Enough for an SAE that is too small to be worth compiling and measuring all: for one token, few, and many.
-pub const PLAIN_SHAPES: [usize; 3] = [0, 1, 3];
+pub const PLAIN_SHAPES: [usize; 3] = [0, 2, 4];
 
 /// Most latents of a workgroup in any shape.
 pub const MAX_TILE_LATENTS: u32 = 256;
@@ -85,8 +116,14 @@ impl Default for Speeds {
     /// tokens share.
     fn default() -> Self {
         Self(TILE_SHAPES.map(|shape| {
-            let [tokens, latents] = [shape.tokens_per_thread, 4 * shape.quads_per_thread].map(|count| count as f32);
-            (8.0 + (tokens + latents) * 16.0 / (tokens * latents) + 64.0 / shape.tokens() as f32) * 1e-12
+            let read = match shape {
+                TileShape::Tiled { tokens_per_thread, quads_per_thread, .. } => {
+                    let [tokens, latents] = [tokens_per_thread, 4 * quads_per_thread].map(|count| count as f32);
+                    (tokens + latents) * 16.0 / (tokens * latents)
+                }
+                TileShape::Split { .. } => 16.0,
+            };
+            (8.0 + read + 64.0 / shape.tokens() as f32) * 1e-12
         }))
     }
 }
@@ -116,21 +153,30 @@ impl Speeds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::constant;
 
     #[test]
     fn shapes_keep_the_default_limits() {
         for shape in TILE_SHAPES {
-            assert!(shape.token_threads * shape.latent_threads <= 256 && shape.step_quads.is_multiple_of(2));
-            assert!(shape.latents() <= MAX_TILE_LATENTS);
-            let tiles = 16 * shape.step_quads * (shape.tokens() + shape.latents());
-            assert!(tiles + 8 * shape.tokens() <= 16 << 10, "{shape:?}");
+            let (threads, memory) = match shape {
+                TileShape::Tiled { token_threads, latent_threads, step_quads, .. } => {
+                    assert!(step_quads.is_multiple_of(2));
+                    let tiles = 16 * step_quads * (shape.tokens() + shape.latents());
+                    (token_threads * latent_threads, tiles + 8 * shape.tokens())
+                }
+                TileShape::Split { lanes, tokens, latents } => {
+                    assert!(lanes.is_multiple_of(constant(WGSL, "PARTS")));
+                    (lanes, 4 * (lanes + 1) * tokens * latents)
+                }
+            };
+            assert!(threads <= 256 && memory <= 16 << 10 && shape.latents() <= MAX_TILE_LATENTS, "{shape:?}");
         }
     }
 
     #[test]
     fn few_tokens_are_not_padded_far() {
         let shape = |tokens| TILE_SHAPES[Speeds::default().fastest(tokens)].tokens();
-        assert_eq!([1, 2, 16, 32, 64, 576].map(shape), [1, 1, 16, 32, 64, 64]);
+        assert_eq!([1, 2, 16, 32, 64, 576].map(shape), [1, 4, 16, 32, 64, 64]);
         let mut speeds = Speeds([1.0; TILE_SHAPES.len()]);
         speeds.0[3] = 0.1;
         assert_eq!([20, 576].map(|tokens| speeds.fastest(tokens)), [3, 3]);

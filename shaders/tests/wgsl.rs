@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use shaders::WeightType;
 use shaders::tile_shape::TILE_SHAPES;
 
@@ -22,30 +22,33 @@ fn stems(path: &str) -> BTreeSet<String> {
     files.map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
 }
 
-fn validated(name: &str, source: &str) -> naga::Module {
+fn validated(name: &str, source: &str) -> (naga::Module, ModuleInfo) {
     let module =
         naga::front::wgsl::parse_str(source).unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(source)));
     // What every WebGPU device has: only f16 packed in u32 (`unpack2x16float`) is a capability of its own in naga.
-    Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+    let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
         .validate(&module)
         .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(source)));
-    module
+    (module, info)
 }
 
-fn check_limits(name: &str, module: &naga::Module) {
-    for entry in &module.entry_points {
-        let threads: u32 = entry.workgroup_size.iter().product();
-        assert!(threads <= 256, "{name} {}: {threads} invocations", entry.name);
-    }
+/// Limits hold for what an entry point uses.
+fn check_limits(name: &str, (module, info): &(naga::Module, ModuleInfo)) {
     let mut layouter = naga::proc::Layouter::default();
     layouter.update(module.to_ctx()).unwrap();
-    let workgroup =
-        module.global_variables.iter().filter(|(_, variable)| variable.space == naga::AddressSpace::WorkGroup);
-    let bytes: u32 = workgroup.map(|(_, variable)| layouter[variable.ty].size).sum();
-    assert!(bytes <= WORKGROUP_BYTES, "{name}: {bytes} bytes of workgroup storage");
-    let storage = |variable: &naga::GlobalVariable| matches!(variable.space, naga::AddressSpace::Storage { .. });
-    let buffers = module.global_variables.iter().filter(|(_, variable)| storage(variable)).count();
-    assert!(buffers <= 8, "{name}: {buffers} storage buffers");
+    for (at, entry) in module.entry_points.iter().enumerate() {
+        let name = format!("{name} {}", entry.name);
+        let threads: u32 = entry.workgroup_size.iter().product();
+        assert!(threads <= 256, "{name}: {threads} invocations");
+        let uses = info.get_entry_point(at);
+        let used = || module.global_variables.iter().filter(|(handle, _)| !uses[*handle].is_empty());
+        let workgroup = used().filter(|(_, variable)| variable.space == naga::AddressSpace::WorkGroup);
+        let bytes: u32 = workgroup.map(|(_, variable)| layouter[variable.ty].size).sum();
+        assert!(bytes <= WORKGROUP_BYTES, "{name}: {bytes} bytes of workgroup storage");
+        let storage = |variable: &naga::GlobalVariable| matches!(variable.space, naga::AddressSpace::Storage { .. });
+        let buffers = used().filter(|(_, variable)| storage(variable)).count();
+        assert!(buffers <= 8, "{name}: {buffers} storage buffers");
+    }
 }
 
 #[test]
@@ -93,7 +96,7 @@ fn every_variant_is_valid() {
 #[test]
 fn uniforms_have_the_size_of_the_hosts_params() {
     for (name, source) in shaders::WGSL {
-        let module = validated(name, source);
+        let (module, _) = validated(name, source);
         let mut layouter = naga::proc::Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
         let (handle, _) = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Params")).unwrap();

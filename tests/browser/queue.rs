@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use serde_json::json;
-use tests::{browser::Gpu, demo::Demo, journey::journey, page::Page};
+use tests::{browser::Gpu, demo::Demo, journey::journey_on, page::Page, server::Server};
 use thirtyfour::By;
 
 /// Posts to an address; gives the answer's status.
@@ -25,7 +25,7 @@ async fn explain(page: &Page, demo: &Demo, index: u32) -> anyhow::Result<()> {
 
 #[test]
 fn the_queue_is_watched_and_filtered_without_a_reload() -> anyhow::Result<()> {
-    journey("queue", Gpu::None, &[], async |page, demo| {
+    journey_on(Server::start_alone, "queue", Gpu::None, &[], async |page, demo| {
         let features = demo.features("sort=density&perPage=2")?.features;
         let [first, second] = features.as_slice() else { anyhow::bail!("{} features listed", features.len()) };
         let path = |index: u32| demo.page(&format!("/{index}"));

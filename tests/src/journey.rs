@@ -21,9 +21,20 @@ pub fn journey(
     expected: &[&str],
     steps: impl AsyncFnOnce(&Page, &Demo) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    journey_on(Server::start, name, gpu, expected, steps)
+}
+
+/// As [`journey`], on another server.
+pub fn journey_on(
+    server: fn() -> anyhow::Result<Server>,
+    name: &str,
+    gpu: Gpu,
+    expected: &[&str],
+    steps: impl AsyncFnOnce(&Page, &Demo) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let server = Server::start()?;
+        let server = server()?;
         let driver = Driver::start()?;
         let demo = Demo::new(server.address)?;
         with_page(name, &driver, gpu, &server, expected, async |page| steps(page, &demo).await).await

@@ -24,14 +24,24 @@ pub struct Server {
 impl Server {
     /// Starts the server and waits until it answers.
     pub fn start() -> anyhow::Result<Self> {
+        let program = program()?;
+        let database = database(&program)?;
+        Self::start_on(&program, &database, tempfile::tempdir()?)
+    }
+
+    /// A server whose queue is empty: on a database that nobody else has, which it fills first.
+    pub fn start_alone() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
+        Self::start_on(&program()?, &folder.path().join("scope.db"), folder)
+    }
+
+    fn start_on(program: &Path, database: &Path, folder: TempDir) -> anyhow::Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let log = File::create(folder.path().join("log"))?;
-        let program = program()?;
-        let child = Command::new(&program)
+        let child = Command::new(program)
             .arg("serve")
             .args(["--listen", &address.to_string()])
-            .args(["--database", &format!("sqlite://{}", database(&program)?.display())])
+            .args(["--database", &format!("sqlite://{}", database.display())])
             .arg("--site")
             .arg(target()?.join("site"))
             .current_dir(root())

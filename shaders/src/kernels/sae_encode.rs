@@ -24,6 +24,8 @@ pub const WGSL: &str = include_str!(concat!(env!("OUT_DIR"), "/sae_encode.wgsl")
 
 /// Most tokens in a batch.
 const BATCH_TOKENS: u64 = 1024;
+/// Workgroups of a dispatch in one dimension: the default limit.
+const MAX_GROUPS: u32 = 65_535;
 /// Bytes of a batch's survivors.
 const SURVIVOR_BYTES: u64 = 64 << 20;
 
@@ -312,7 +314,8 @@ impl SaeEncode {
         };
         let params_buffer = gpu.uniform("sae tile", bytemuck::bytes_of(&params));
         let params = &params_buffer;
-        let compile = || gpu.pipeline(&format!("sae_encode shape {at}"), &tile.source(self.weight_type), "main");
+        let compile =
+            || gpu.pipeline(&format!("sae_encode shape {at}"), &tile.source(self.weight_type), tile.entry_point());
         let encode = Dispatch {
             pipeline: self.pipelines[at].get_or_init(compile),
             bindings: &[
@@ -359,11 +362,12 @@ impl SaeEncode {
         groups.max(1).saturating_mul(tile.tokens()).min(self.plan.batch_tokens)
     }
 
-    /// Latents of the next tile in one of [`TILE_SHAPES`], for as many tokens as its workgroups have: whole workgroups.
+    /// Latents of the next tile in one of [`TILE_SHAPES`], for as many tokens as its workgroups have: whole workgroups,
+    /// and no more than one dispatch may have.
     fn tile_latents(&self, tokens: u32, at: usize) -> u32 {
         let latents = TILE_SHAPES[at].latents();
         let groups = (self.pace.get().next_work() / self.work(tokens, latents)) as u32;
-        groups.max(1).saturating_mul(latents)
+        groups.clamp(1, MAX_GROUPS) * latents
     }
 }
 

@@ -216,8 +216,10 @@ impl<B: Backend> Sae<B> {
             let count = ENCODED_TOKENS.min(tokens - start);
             let block = x.clone().narrow(0, start, count);
             let mut selects = vec![RowTopK::new(k); count];
-            for first in (0..latents).step_by(ENCODED_LATENTS) {
-                let range = first..(first + ENCODED_LATENTS).min(latents);
+            // A GPU waits whenever values are read: a few tokens are read at once.
+            let at_once = ENCODED_LATENTS.max(ENCODED_TOKENS * ENCODED_LATENTS / count);
+            for first in (0..latents).step_by(at_once) {
+                let range = first..(first + at_once).min(latents);
                 let width = range.len();
                 let values = f32_from_tensor(self.activations_of(block.clone(), range));
                 let pairs = selects.par_iter_mut().zip(values.par_chunks_exact(width));
