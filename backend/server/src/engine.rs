@@ -158,6 +158,7 @@ impl Engine {
             Device::Cpu => Self::start_on::<model::Cpu>(spec, Default::default(), queue).await,
             #[cfg(feature = "cuda")]
             Device::Cuda(number) => {
+                crate::kernels::keep();
                 let device = burn::backend::cuda::CudaDevice::new(number);
                 Self::start_on::<model::Cuda>(spec, device, queue).await
             }

@@ -13,6 +13,8 @@ pub mod error;
 mod extractors;
 mod handlers;
 mod hidden;
+#[cfg(feature = "cuda")]
+mod kernels;
 mod map;
 pub mod openapi;
 pub mod picture;

@@ -24,6 +24,8 @@ pub const WGSL: &str = include_str!(concat!(env!("OUT_DIR"), "/sae_encode.wgsl")
 
 /// Most tokens in a batch.
 const BATCH_TOKENS: u64 = 1024;
+/// Runs of a shape in a probe.
+const PROBE_ROUNDS: u32 = 4;
 /// Workgroups of a dispatch in one dimension: the default limit.
 const MAX_GROUPS: u32 = 65_535;
 /// Bytes of a batch's survivors.
@@ -213,16 +215,17 @@ impl SaeEncode {
 
     /// Times every shape on the first shard, and uses the fastest from now on.
     ///
+    /// Shapes take turns: a GPU's clock rises while it works, and the first would seem slow.
+    ///
     /// # Errors
     /// [`Error::Cancelled`]; [`Error::Gpu`], [`Error::Lost`], [`Error::OutOfMemory`].
     pub async fn probe(&mut self, gpu: &Gpu, cancel: &Cancel) -> Result<Speeds, Error> {
-        let mut speeds = Speeds::default();
-        for (at, shape) in TILE_SHAPES.iter().enumerate() {
-            let batch = Batch::new(gpu, self, &vec![0.0; (shape.tokens() * self.width()) as usize], shape.tokens());
-            let mut seconds = f64::INFINITY;
-            // The first run compiles. Few latents then, the pace's share after.
-            for round in 0..3 {
+        let mut speeds = Speeds([f32::INFINITY; TILE_SHAPES.len()]);
+        // The first round compiles. Few latents then, the pace's share after.
+        for round in 0..PROBE_ROUNDS {
+            for (at, shape) in TILE_SHAPES.iter().enumerate() {
                 cancel.check()?;
+                let batch = Batch::new(gpu, self, &vec![0.0; (shape.tokens() * self.width()) as usize], shape.tokens());
                 let most = if round == 0 { MAX_TILE_LATENTS } else { self.tile_latents(shape.tokens(), at) };
                 let latents = 0..most.min(batch.tile_latents).min(self.shards[0].latents.end);
                 let work = self.work(shape.tokens(), latents.len() as u32);
@@ -230,11 +233,10 @@ impl SaeEncode {
                 gpu.wait(self.submit_tile(gpu, &batch, &self.shards[0], latents, at, true)).await?;
                 let took = start.elapsed().as_secs_f64();
                 if round > 0 {
-                    seconds = seconds.min(took / work);
+                    speeds.0[at] = speeds.0[at].min((took / work) as f32);
                     self.measured(work, took);
                 }
             }
-            speeds.0[at] = seconds as f32;
         }
         self.speeds = speeds;
         Ok(speeds)

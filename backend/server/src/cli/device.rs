@@ -24,6 +24,7 @@ pub fn check_device(device: Device) -> Result<(), CliError> {
 #[cfg(feature = "cuda")]
 fn check_card(device: Device, card: &burn::backend::cuda::CudaDevice) -> Result<(), CliError> {
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    crate::kernels::keep();
     let computed = AssertUnwindSafe(|| burn::tensor::Tensor::<model::Cuda, 1>::ones([8], card).sum().into_data());
     match catch_unwind(computed) {
         Ok(_) => Ok(()),
@@ -36,7 +37,10 @@ pub fn run_on(device: Device, work: impl OnBackend) -> Result<(), CliError> {
     match device {
         Device::Cpu => work.run::<model::Cpu>(&Default::default()),
         #[cfg(feature = "cuda")]
-        Device::Cuda(number) => work.run::<model::Cuda>(&burn::backend::cuda::CudaDevice::new(number)),
+        Device::Cuda(number) => {
+            crate::kernels::keep();
+            work.run::<model::Cuda>(&burn::backend::cuda::CudaDevice::new(number))
+        }
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => Err(no_cuda()),
     }
