@@ -62,7 +62,8 @@ impl Category {
 pub struct Score {
     /// In 0..=1, unless the type says otherwise: a `clip score` is 100 times a cosine.
     pub value: f32,
-    /// The same score of the same label on random pictures' maps.
+    /// The same score where the label should not fit: on maps at random places or on random pictures, under another
+    /// label, or with another feature, as the type says.
     pub baseline: f32,
     /// e.g. `iou`, `token share`, `caption share`.
     pub explanation_score_type_name: String,

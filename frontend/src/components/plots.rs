@@ -26,6 +26,7 @@ fn score_name(score: &Score) -> (String, &'static str) {
 /// What the baseline of a score is measured on.
 fn baseline_name(score: &Score) -> &'static str {
     match score.explanation_score_type_name.as_str() {
+        "iou" => "random places",
         "detection" | "fuzzing" => "another label",
         "steering" => "another feature",
         _ => "random pictures",

@@ -14,32 +14,41 @@ use store::{files::names, objects::Bucket};
 #[derive(Debug)]
 pub struct Upload {
     bucket: Bucket,
-    /// The mark goes when nothing was written: it was not there before, and says so of what is there.
-    undo: bool,
 }
 
 impl Upload {
-    /// Looks into the bucket and writes a mark, so that what would stop the upload shows before there is anything to
-    /// upload.
+    /// Looks into the bucket, writes a mark and removes it, so that what would stop the upload shows before there is
+    /// anything to upload.
     ///
     /// # Errors
-    /// When there is no such bucket, no right to read and write in it, or artefacts of something else are there.
+    /// When there is no such bucket, no right to read, write and remove in it, or artefacts of something else in it.
     pub fn begin(bucket: Bucket) -> Result<Self, IndexError> {
-        let found = bucket.names()?;
-        if let Some(reason) = not_ours(|name| found.contains(name)) {
-            return Err(IndexError::other(&bucket.at(""), reason));
+        let upload = Self { bucket };
+        let marked = upload.look()?;
+        upload.bucket.write(COMMITTING, "")?;
+        if !marked {
+            // It says that what is there is ours: a run that ends before its upload leaves none.
+            upload.bucket.remove(COMMITTING)?;
         }
-        bucket.write(COMMITTING, "")?;
-        let undo = !found.contains(COMMITTING);
-        Ok(Self { bucket, undo })
+        Ok(upload)
+    }
+
+    /// Whether there is a mark. Artefacts of something else are an error.
+    fn look(&self) -> Result<bool, IndexError> {
+        let found = self.bucket.names()?;
+        match not_ours(|name| found.contains(name)) {
+            Some(reason) => Err(IndexError::other(&self.bucket.at(""), reason)),
+            None => Ok(found.contains(COMMITTING)),
+        }
     }
 
     /// Uploads the index in `folder`; tells `say` what it does. An older index ends here, not before.
     ///
     /// # Errors
-    /// When the bucket takes no more. There is no index in it then.
-    pub fn commit(mut self, folder: &Path, say: &dyn Fn(&str)) -> Result<(), IndexError> {
-        self.undo = false;
+    /// When artefacts of something else have come meanwhile, or the bucket takes no more: then there is no index in it.
+    pub fn commit(self, folder: &Path, say: &dyn Fn(&str)) -> Result<(), IndexError> {
+        self.look()?;
+        self.bucket.write(COMMITTING, "")?;
         for name in [names::INDEX, names::SOURCE] {
             self.bucket.remove(name)?;
         }
@@ -48,15 +57,6 @@ impl Upload {
             self.bucket.upload(name, &folder.join(name))?;
         }
         Ok(self.bucket.remove(COMMITTING)?)
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if self.undo {
-            // What remains is an empty object that no reader looks at.
-            self.bucket.remove(COMMITTING).ok();
-        }
     }
 }
 
@@ -85,7 +85,7 @@ mod tests {
     fn an_upload_is_whole_or_no_index() {
         let (store, place) = (Arc::default(), tempfile::tempdir().unwrap());
         drop(Upload::begin(opened(&store)).unwrap());
-        assert!(opened(&store).names().unwrap().is_empty(), "a run that failed leaves nothing");
+        assert!(opened(&store).names().unwrap().is_empty(), "a run that failed, or was killed, leaves nothing");
 
         fill(place.path(), "first");
         Upload::begin(opened(&store)).unwrap().commit(place.path(), &|_| {}).unwrap();
@@ -125,5 +125,15 @@ mod tests {
         let said = Upload::begin(opened(&store)).unwrap_err().to_string();
         assert!(said.contains("s3://scope/run: its features.parquet was not made by `index`"), "{said}");
         assert_eq!(opened(&store).names().unwrap(), named(&[names::FEATURES]));
+
+        // What came while the index was made is not replaced either.
+        let (store, place) = (Arc::default(), tempfile::tempdir().unwrap());
+        fill(place.path(), "an index");
+        let upload = Upload::begin(opened(&store)).unwrap();
+        opened(&store).write(names::FEATURES, "of the pocket demo").unwrap();
+        let said = upload.commit(place.path(), &|_| {}).unwrap_err().to_string();
+        assert!(said.contains("was not made by `index`"), "{said}");
+        assert_eq!(opened(&store).names().unwrap(), named(&[names::FEATURES]));
+        assert_eq!(opened(&store).read(names::FEATURES).unwrap(), "of the pocket demo");
     }
 }

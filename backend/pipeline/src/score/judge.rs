@@ -26,6 +26,8 @@ pub(super) const MAX_TOKENS: u32 = 300;
 const TRIES: u32 = 5;
 /// Before the second try, unless the server says longer; twice as long before each further one.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// Longest wait between two of them, whatever the server says.
+const MAX_WAIT: Duration = Duration::from_secs(120);
 /// The first examples, which interpreters make labels from.
 const INTERPRETED: usize = 5;
 /// A class of pictures with fewer says nothing.
@@ -101,9 +103,9 @@ impl Judge {
                 }
                 Err(InterpretError::Again { reason, after, usage }) if tries > 0 => {
                     self.count(usage);
-                    let wait_secs = after.max(wait).as_secs();
-                    tracing::debug!(who = self.who, reason, wait_secs, "the judge is asked again");
-                    sleep(after.max(wait)).await;
+                    let pause = after.max(wait).min(MAX_WAIT);
+                    tracing::debug!(who = self.who, reason, wait_secs = pause.as_secs(), "the judge is asked again");
+                    sleep(pause).await;
                     wait *= 2;
                     continue;
                 }

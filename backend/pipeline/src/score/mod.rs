@@ -102,8 +102,8 @@ pub type PendingScore<'a> = Pin<Box<dyn Future<Output = Result<Option<Measured>,
 
 /// Judges labels in one way.
 ///
-/// Futures run on a runtime of several threads. Who computes for longer than some milliseconds does so in
-/// [`tokio::task::block_in_place`], so that requests of others go on.
+/// Futures run on a runtime of several threads, those of different features in tasks of their own. Who computes for
+/// longer than some milliseconds does so in [`tokio::task::block_in_place`], so that requests of others go on.
 pub trait Scorer: Send + Sync {
     /// e.g. `iou`, `clip score`, `consistency`, `detection`, `fuzzing`, `monosemanticity`, `steering`.
     fn type_name(&self) -> &str;

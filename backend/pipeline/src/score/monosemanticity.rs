@@ -6,7 +6,7 @@
 //!
 //! The paper's set is every picture of a data set; ours is the feature's stored examples ([`super::SHOWN`] at most, by
 //! falling mean), since a picture on which it is silent has no weight anyway. An activation is the mean over the base
-//! picture's patches. The minimum is 0, unless no picture of the set is known on which the feature is silent.
+//! picture's patches. The minimum is 0, unless the feature fires on every picture of the set.
 //!
 //! The *baseline* has the same activations on random pictures: what any pictures of this set are alike.
 
@@ -42,7 +42,8 @@ impl MonoSemanticity {
     }
 
     fn measure(&self, subject: &Subject) -> Result<Option<Measured>, ScoreError> {
-        let is_silent_somewhere = !subject.random.is_empty() || subject.feature.frac_pictures < 1.0;
+        // Random pictures say nothing of it: a dense feature may fire on these as well.
+        let is_silent_somewhere = subject.feature.frac_pictures < 1.0;
         let weights = weights(&subject.shown, is_silent_somewhere);
         let count = weights.len().min(subject.random.len());
         if weights.iter().filter(|weight| **weight > 0.0).count() < 2 || count < 2 {
@@ -182,10 +183,14 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn the_minimum_is_zero_only_where_the_feature_is_silent_somewhere() {
         let mut subject = three();
-        subject.random.clear();
         subject.feature = Feature { frac_pictures: 1.0, ..Feature::default() };
         assert_eq!(weights(&subject.shown, false), [1.0, 1.0 / 3.0, 0.0]);
         assert_eq!(weights(&subject.shown, true), [1.0, 0.5, 0.25]);
+        // The weakest picture has no weight: a and b alone are left, which are alike.
+        let found = score(&subject).await.unwrap();
+        assert!((found.value - 1.0).abs() < 1e-6, "{found:?}");
+        assert!((found.baseline - std::f32::consts::FRAC_1_SQRT_2).abs() < 1e-6, "{found:?}");
+        subject.random.clear();
         assert_eq!(score(&subject).await, None, "nothing to compare with");
     }
 

@@ -50,6 +50,8 @@ pub const TRAINING: &str = "training";
 const CHECKPOINT: &str = "checkpoint.safetensors";
 /// Folder in it of what the source of the tokens keeps.
 const SOURCE: &str = "source";
+/// File in it that is locked; every run leaves it.
+const LOCK: &str = "lock";
 
 /// Tokens of the first batch whose geometric median is taken, at most.
 const MEDIAN_TOKENS: usize = 8192;
@@ -185,7 +187,8 @@ fn train_in(
     Ok(Trained { log, resumed_at, state, settings })
 }
 
-/// What may be written to: a folder, or what is none yet. A finished SAE without a checkpoint is somebody else's.
+/// What may be written to: a folder, or what is none yet. A finished SAE without a checkpoint is somebody else's, and
+/// so is a source's folder without a lock beside it: what a killed run leaves of one is removed.
 ///
 /// # Errors
 /// When it is something else.
@@ -193,8 +196,16 @@ pub fn check_out(out: &Path) -> Result<(), TrainError> {
     if out.exists() && !out.is_dir() {
         return Err(TrainError::file(out, "is not a folder"));
     }
-    if !out.join(TRAINING).join(CHECKPOINT).exists() && [SAE, CONFIG].iter().any(|name| out.join(name).exists()) {
+    let folder = out.join(TRAINING);
+    if folder.join(CHECKPOINT).exists() {
+        return Ok(());
+    }
+    if [SAE, CONFIG].iter().any(|name| out.join(name).exists()) {
         return Err(TrainError::file(out, "holds an SAE that was not trained here; name another folder"));
+    }
+    let own = folder.join(SOURCE);
+    if own.exists() && !folder.join(LOCK).exists() {
+        return Err(TrainError::file(&own, "was not made by training; name another folder"));
     }
     Ok(())
 }
@@ -207,7 +218,7 @@ struct Lock {
 
 impl Lock {
     fn take(folder: &Path) -> Result<Self, TrainError> {
-        let path = folder.join("lock");
+        let path = folder.join(LOCK);
         let file = File::create(&path).map_err(|source| TrainError::io(&path, source))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { path, _file: file }),

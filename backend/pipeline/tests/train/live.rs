@@ -197,6 +197,19 @@ fn other_pictures_and_buffers_are_refused() {
 }
 
 #[test]
+fn a_folder_of_somebody_else_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let (images, out) = (pictures(folder.path()), folder.path().join("out"));
+    let file = out.join(TRAINING).join("source/notes.txt");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(&file, "of another program").unwrap();
+    let started = train(&live(&images, BUFFER), &settings(), &options(out), &mut |_| panic!("a step was made"));
+    let error = started.unwrap_err().to_string();
+    assert!(error.contains("source: was not made by training"), "{error}");
+    assert_eq!(fs::read_to_string(file).unwrap(), "of another program");
+}
+
+#[test]
 fn a_set_without_readable_pictures_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let set = folder.path().join("pictures");

@@ -19,7 +19,7 @@ use serde::Serialize;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 use store::{
     SourceEntry,
@@ -185,11 +185,11 @@ pub fn run(args: &ScoreArgs) -> Result<(), CliError> {
 }
 
 /// One run: what it needs, and what it has done.
-struct Run<'a> {
+struct Run {
     subjects: Subjects,
     queue: Queue,
     source: SourceEntry,
-    scorers: &'a [Box<dyn Scorer>],
+    scorers: Vec<Box<dyn Scorer>>,
     seed: u64,
     missing: bool,
     done: Mutex<Done>,
@@ -209,23 +209,28 @@ async fn compute(args: &ScoreArgs) -> Result<Done, CliError> {
         in_a_row: vec![0; all.len()],
         ..Done::default()
     };
-    let run = Run {
+    let run = Arc::new(Run {
         subjects: Subjects::open(opened.store.clone(), opened.queue.clone(), source.clone(), args.seed).await?,
         queue: opened.queue.clone(),
         source,
-        scorers: &all,
+        scorers: all,
         seed: args.seed,
         missing: args.missing,
         done: Mutex::new(done),
-    };
+    });
     let (count, at_once) = (features.len(), usize::from(args.at_once));
-    let mut ended = stream::iter(features).map(|index| run.feature(index)).buffer_unordered(at_once).enumerate();
+    // In tasks of their own: in a single one, who computes would hold up the others' requests until they time out.
+    let spawned = stream::iter(features).map(|index| {
+        let run = run.clone();
+        tokio::spawn(async move { run.feature(index).await })
+    });
+    let mut ended = spawned.buffer_unordered(at_once).enumerate();
     while let Some((number, ended)) = ended.next().await {
-        ended?;
+        ended.map_err(|error| CliError::Bug(error.to_string()))??;
         progress.say(format!("{} of {count} features", number + 1));
     }
     drop(ended);
-    let mut done = run.done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut done = std::mem::take(&mut *run.done.lock().unwrap_or_else(PoisonError::into_inner));
     let Usage { input_tokens, output_tokens } = judge.as_deref().map(Judge::usage).unwrap_or_default();
     (done.input_tokens, done.output_tokens) = (input_tokens, output_tokens);
     done.effects = effects.map(|effects| effects.counts());
@@ -234,7 +239,7 @@ async fn compute(args: &ScoreArgs) -> Result<Done, CliError> {
     Ok(done)
 }
 
-impl Run<'_> {
+impl Run {
     /// Scores all labels of a feature, and keeps what was found.
     async fn feature(&self, index: u32) -> Result<(), CliError> {
         let subjects = self.subjects.load(index).await?;

@@ -1,7 +1,10 @@
 //! The model under study, for scores by steering: questions about a plain white picture (paper, section 4.3), put to
 //! engines at other addresses.
 
-use super::{EngineError, Fit, remote::RemoteEngines};
+use super::{
+    EngineError, Fit,
+    remote::{RemoteEngines, reason_of},
+};
 use crate::error::AppError;
 use api::{EngineInfo, Source, SteerEvent, SteerFeature, SteerRequest, SteerResult};
 use axum::{body::to_bytes, http::StatusCode, response::Response};
@@ -70,11 +73,8 @@ impl EngineSteerer {
             ..SteerRequest::default()
         };
         let failed = |reason: String| ScoreError::Service { who: self.who.clone(), reason };
-        let answer = self.post(&request).await.map_err(|error| {
-            let problem = error.problem("");
-            failed(format!("{}: {}", problem.title, problem.detail))
-        })?;
-        let body = to_bytes(answer.into_body(), MAX_ANSWER).await.map_err(|error| failed(error.to_string()))?;
+        let answer = self.post(&request).await.map_err(|error| failed(error.reason()))?;
+        let body = to_bytes(answer.into_body(), MAX_ANSWER).await.map_err(|error| failed(reason_of(&error)))?;
         let result = result_of(&String::from_utf8_lossy(&body)).map_err(failed)?;
         let SteerResult { default, reconstructed, steered, .. } = result;
         Ok(Steered { original: default.text, reconstructed: reconstructed.text, steered: steered.text })

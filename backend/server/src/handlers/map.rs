@@ -18,10 +18,12 @@ pub async fn map_svg(
     Path((model, source)): Path<(String, String)>,
 ) -> Result<Response, AppError> {
     let (source, points) = state.catalogue.map(&SourceKey::new(model, source)).await?;
+    // Of a hundred thousand points, nobody else shall wait for it.
+    let drawn = tokio::task::spawn_blocking(move || map::svg(&source, &points)).await.map_err(AppError::internal)?;
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("image/svg+xml")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
     ];
-    Ok((headers, map::svg(&source, &points)).into_response())
+    Ok((headers, drawn).into_response())
 }

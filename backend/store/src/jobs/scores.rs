@@ -123,12 +123,17 @@ impl Queue {
                 }
                 query.push(")");
             }
-            query.push(" ORDER BY feature, explanation, type_name, author");
             query.build_query_as().fetch_all(pool).await?
         });
         for row in rows {
             let score = row.into_score();
             scores.entry(score.feature).or_default().push(score);
+        }
+        // Not by the databases: they order texts differently.
+        for scores in scores.values_mut() {
+            scores.sort_by(|a, b| {
+                (&a.explanation, &a.type_name, &a.author).cmp(&(&b.explanation, &b.type_name, &b.author))
+            });
         }
         Ok(scores)
     }

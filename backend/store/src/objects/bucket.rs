@@ -19,9 +19,13 @@ use tokio::runtime::{Builder, Runtime};
 
 /// A request that goes wrong for a moment is tried again so many times, and for so long.
 const RETRIES: usize = 4;
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Files that are larger travel in parts of this size. S3 wants at least 5 MiB, and takes 10,000 parts.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// A request takes no longer, unless `AWS_TIMEOUT` says otherwise: a part at 0.5 Mbit/s.
+const REQUEST_TIMEOUT: &str = "5 minutes";
+/// Files that are larger travel in parts of this size, or of a larger one where they would be too many. S3 wants at
+/// least 5 MiB, and takes 10,000 parts.
 const PART: usize = 16 << 20;
+const MOST_PARTS: u64 = 10_000;
 /// Parts on their way at once.
 const AT_ONCE: usize = 4;
 
@@ -46,7 +50,10 @@ impl Bucket {
         let wrong =
             |reason: String| FileError::io(Path::new(&address), io::Error::new(io::ErrorKind::InvalidInput, reason));
         let retry = RetryConfig { max_retries: RETRIES, retry_timeout: PATIENCE, ..RetryConfig::default() };
-        let builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retry);
+        let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retry);
+        if std::env::var_os("AWS_TIMEOUT").is_none() {
+            builder = builder.with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), REQUEST_TIMEOUT);
+        }
         let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint).unwrap_or_default();
         let allow = builder.get_config_value(&AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp));
         let allow = allow.unwrap_or_default().to_ascii_lowercase();
@@ -130,15 +137,20 @@ impl Bucket {
         if bytes <= PART as u64 {
             return self.write(name, fs::read(file).map_err(unreadable)?);
         }
-        let mut file = File::open(file).map_err(unreadable)?;
+        let size = part_size(bytes);
+        let mut content = File::open(file).map_err(unreadable)?;
         let (store, path) = self.object(name);
         let upload = self.run(name, async move { store.put_multipart(&path).await })?;
-        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, size);
         loop {
-            let mut part = Vec::with_capacity(PART);
-            file.by_ref().take(PART as u64).read_to_end(&mut part).map_err(unreadable)?;
-            if part.is_empty() {
-                break;
+            let mut part = Vec::with_capacity(size);
+            match content.by_ref().take(size as u64).read_to_end(&mut part) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    self.run(name, async move { upload.abort().await }).ok();
+                    return Err(unreadable(error));
+                }
             }
             upload = self.run(name, async move {
                 match upload.wait_for_capacity(AT_ONCE).await {
@@ -154,7 +166,16 @@ impl Bucket {
                 }
             })?;
         }
-        self.run(name, async move { upload.finish().await.map(drop) })
+        self.run(name, async move {
+            // The library gives up nothing when one of the last parts is refused.
+            match upload.wait_for_capacity(0).await {
+                Ok(()) => upload.finish().await.map(drop),
+                Err(error) => {
+                    upload.abort().await.ok();
+                    Err(error)
+                }
+            }
+        })
     }
 
     /// Removes an object, if it is there.
@@ -195,6 +216,11 @@ impl Bucket {
             failed(io::Error::new(kind, reason))
         })
     }
+}
+
+/// Bytes of each part but the last.
+fn part_size(bytes: u64) -> usize {
+    usize::try_from(bytes.div_ceil(MOST_PARTS)).unwrap_or(usize::MAX).max(PART)
 }
 
 impl Drop for Bucket {
@@ -285,6 +311,15 @@ mod tests {
         assert!(bucket.read("large").unwrap() == content);
         let error = bucket.upload("large", &folder.path().join("missing")).unwrap_err().to_string();
         assert!(error.contains("missing"), "{error}");
+    }
+
+    #[test]
+    fn parts_are_never_too_many() {
+        assert_eq!([1, PART as u64 * MOST_PARTS].map(part_size), [PART; 2]);
+        for bytes in [PART as u64 * MOST_PARTS + 1, 5 << 40] {
+            let size = part_size(bytes) as u64;
+            assert!(size > PART as u64 && bytes.div_ceil(size) <= MOST_PARTS, "{bytes} bytes in parts of {size}");
+        }
     }
 
     /// A thread of a runtime may not block on another one's future, and drops no runtime.
