@@ -103,6 +103,8 @@ impl Writer<'_> {
                 neg_values: feature.neg_values,
                 topk_cos_sim_indices: feature.topk_cos_sim_indices,
                 topk_cos_sim_values: feature.topk_cos_sim_values,
+                umap_x: feature.umap_x,
+                umap_y: feature.umap_y,
             };
             features.push(index, &row)?;
             self.report.features += 1;

@@ -164,6 +164,8 @@ impl Reader<'_> {
                 neg_values: row.neg_values,
                 topk_cos_sim_indices: row.topk_cos_sim_indices,
                 topk_cos_sim_values: row.topk_cos_sim_values,
+                umap_x: row.umap_x,
+                umap_y: row.umap_y,
                 explanations: explanations.remove(&index).unwrap_or_default(),
                 dead,
                 provenance: source.provenance.clone(),

@@ -69,6 +69,10 @@ pub(super) struct Neuron {
     pub topk_cos_sim_indices: Vec<u32>,
     #[serde(rename = "topkCosSimValues", default, deserialize_with = "or_default")]
     pub topk_cos_sim_values: Vec<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umap_x: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umap_y: Option<f32>,
 }
 
 /// A row of the table `Explanation`.
