@@ -18,10 +18,11 @@ SERVE ?=
 # $(call phase,name,command): says what runs and how long it took.
 phase = @begun=$$SECONDS; printf '\n\033[1m▶ %s\033[0m\n' '$(1)' && $(2) && printf '✓ %s: %d s\n' '$(1)' $$((SECONDS - begun))
 
-.PHONY: help demo test test-full-size journeys bench bench-train bench-index bench-cuda check fmt clean screenshots
+.PHONY: help demo test test-full-size journeys bench bench-train bench-index bench-cuda reproduce-pocket check fmt clean \
+	screenshots
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## build everything and open the pocket demo on http://127.0.0.1:8080
 	@cargo build --workspace --bins
@@ -90,12 +91,16 @@ bench-index: ## sort 10 million activations of 131,072 features: pace, memory, a
 	@cargo build --package pipeline --examples
 	@"$(BIN)/examples/bench_index" $(INDEX)
 
+reproduce-pocket: ## the walk of docs/reproduce.md from pictures to scores, on the demo; writes its table (minutes)
+	@cargo build --workspace --bins
+	@"$(BIN)/xtask" reproduce-pocket
+
 # Flags of the script, e.g. make bench-cuda PYTHON=venv/bin/python CUDA="--steps checkpoint,ours --out figures.jsonl"
 CUDA ?=
 
 bench-cuda: ## measure on an NVIDIA GPU beside transformers, with a random 8B checkpoint; takes 20 GB of disk
-	@cargo build --bins --features server/cuda
-	@"$(PYTHON)" -B backend/model/examples/cuda_bench.py --bin "$(BIN)/lmm-scope" --work "$(TARGET)/bench-cuda" $(CUDA)
+	@cargo build --release --package server --features cuda
+	@"$(PYTHON)" -B backend/model/examples/cuda_bench.py --bin "$(TARGET)/release/lmm-scope" --work "$(TARGET)/bench-cuda" $(CUDA)
 
 fmt: ## format every Rust file
 	@cargo fmt --all

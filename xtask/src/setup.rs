@@ -1,6 +1,6 @@
 //! `cargo xtask setup`: installs what is missing, says so, and leaves alone what is there.
 
-use crate::process;
+use crate::{paths, process};
 use anyhow::{Context, bail};
 use std::{
     fs,
@@ -13,6 +13,9 @@ const WASM_TARGET: &str = "wasm32-unknown-unknown";
 /// Since 0.9.124 nextest refuses to be built with other versions than its own lock file's. Where that lock file
 /// cannot be had whole (a registry mirror, a yanked crate), the last release before that still builds.
 const NEXTEST_UNLOCKED: &str = "cargo-nextest@0.9.123";
+
+/// moto with S3 alone. Its extra `server` brings what all other services need, several times as much.
+const MOTO: [&str; 3] = ["moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
 
 /// Something the project needs on the machine.
 struct Need {
@@ -29,7 +32,7 @@ const DEMO: [Need; 1] = [Need {
     install: install_wasm_target,
 }];
 
-const TESTS: [Need; 4] = [
+const TESTS: [Need; 5] = [
     Need {
         name: "clippy and rustfmt",
         why: "style checks",
@@ -44,6 +47,7 @@ const TESTS: [Need; 4] = [
     },
     Need { name: "Chromium and its driver", why: "browser tests", present: has_browser, install: install_browser },
     Need { name: "a Vulkan driver", why: "GPU kernels in native tests", present: has_vulkan, install: install_vulkan },
+    Need { name: "moto", why: "a local S3 server for tests, in Python", present: has_moto, install: install_moto },
 ];
 
 /// Gets the machine ready for the demo, or for the demo and the tests.
@@ -137,6 +141,34 @@ fn install_vulkan() -> anyhow::Result<()> {
         Some(_) => apt(&["mesa-vulkan-drivers", "libvulkan1"]),
         None => bail!("install a Vulkan driver yourself; Mesa's lavapipe needs no graphics card"),
     }
+}
+
+/// The Python that has moto, in an environment of its own, where the tests look (`store::testing::Moto`).
+fn moto_python() -> PathBuf {
+    let program = if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" };
+    moto_folder().join(program)
+}
+
+fn moto_folder() -> PathBuf {
+    paths::target().join("moto-venv")
+}
+
+fn has_moto() -> bool {
+    let wanted = MOTO[0].split_once("==").map_or("", |(_, version)| version);
+    let asked = "import boto3, moto, moto.server; print(moto.__version__)";
+    let python = moto_python();
+    python.to_str().and_then(|python| process::output(python, &["-c", asked])).is_some_and(|found| found == wanted)
+}
+
+fn install_moto() -> anyhow::Result<()> {
+    if process::output("python3", &["-c", "import ensurepip, venv"]).is_none() {
+        match linux() {
+            Some(_) => apt(&["python3", "python3-venv"])?,
+            None => bail!("install Python 3 with its module venv yourself"),
+        }
+    }
+    process::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(moto_folder()))?;
+    process::run(Command::new(moto_python()).args(["-m", "pip", "install", "--quiet"]).args(MOTO))
 }
 
 #[derive(Debug, PartialEq)]

@@ -60,21 +60,44 @@ impl Category {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Score {
-    /// In 0..=1.
+    /// In 0..=1, unless the type says otherwise: a `clip score` is 100 times a cosine.
     pub value: f32,
-    /// The same score of the same label on random pictures' maps.
+    /// The same score where the label should not fit: on maps at random places or on random pictures, under another
+    /// label, or with another feature, as the type says.
     pub baseline: f32,
     /// e.g. `iou`, `token share`, `caption share`.
     pub explanation_score_type_name: String,
     /// What computed it, e.g. `dissect (exact masks)`.
     pub explanation_score_model_name: String,
+    /// 95 % confidence interval of the value, where it was measured sample by sample.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<[f32; 2]>,
+    /// Pictures, answers or texts that the interval is over; 0 without one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub samples: u32,
+    /// Date, seed and picture set of the computation, one line for people; empty where they are the label's own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub provenance: String,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Score {
     /// Whether lists may order and filter by it. Shares of words are measured on the pictures or texts that chose the
-    /// word: they are high for any label, and would crowd out what was measured on others.
+    /// word: they are high for any label, and would crowd out what was measured on others. So would what has another
+    /// scale than 0..=1.
     pub fn ranks(&self) -> bool {
-        !self.explanation_score_type_name.ends_with(" share")
+        !self.explanation_score_type_name.ends_with(" share") && self.full().is_none()
+    }
+
+    /// The highest value of a type that is not in 0..=1.
+    pub fn full(&self) -> Option<f32> {
+        match self.explanation_score_type_name.as_str() {
+            "clip score" => Some(100.0),
+            _ => None,
+        }
     }
 }
 
@@ -138,6 +161,11 @@ pub struct Feature {
     pub topk_cos_sim_indices: Vec<u32>,
     #[serde(rename = "topkCosSimValues")]
     pub topk_cos_sim_values: Vec<f32>,
+    /// Place on the map of all living features, in no unit; a feature that is not on it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umap_x: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umap_y: Option<f32>,
     pub explanations: Vec<Explanation>,
     pub dead: bool,
     pub provenance: Provenance,
@@ -269,5 +297,18 @@ mod tests {
         let score = |name: &str| Score { explanation_score_type_name: name.into(), ..Score::default() };
         assert!(score("iou").ranks());
         assert!(!score("token share").ranks() && !score("caption share").ranks());
+        assert!(!score("clip score").ranks(), "it would be above every IoU");
+    }
+
+    #[test]
+    fn what_a_score_does_not_have_is_not_written_and_may_be_missing() {
+        let bare = Score { value: 0.5, explanation_score_type_name: "iou".into(), ..Score::default() };
+        let json = serde_json::to_string(&bare).unwrap_or_default();
+        assert!(json.ends_with("\"explanationScoreModelName\":\"\"}"), "{json}");
+        assert_eq!(crate::json::read::<Score>(&json).ok(), Some(bare.clone()));
+        let whole = Score { interval: Some([0.25, 0.75]), samples: 20, provenance: "seed 0".into(), ..bare };
+        let json = serde_json::to_string(&whole).unwrap_or_default();
+        assert!(json.contains("\"interval\":[0.25,0.75],\"samples\":20"), "{json}");
+        assert_eq!(crate::json::read::<Score>(&json).ok(), Some(whole));
     }
 }

@@ -198,6 +198,14 @@ fn check_fixed_settings(json: &Value) -> Result<(), String> {
     Ok(())
 }
 
+/// Fails, saying `what`, if `whole` is not a multiple of `part`.
+pub(crate) fn divides(what: &str, whole: usize, part: usize) -> Result<(), String> {
+    if part == 0 || !whole.is_multiple_of(part) {
+        return Err(format!("{what}: {whole} is not a multiple of {part}"));
+    }
+    Ok(())
+}
+
 impl LlavaNextConfig {
     /// Reads `config.json` in `dir` and checks that its sizes fit together.
     pub fn load(dir: &Path) -> Result<Self, Error> {
@@ -244,13 +252,6 @@ impl LlavaNextConfig {
         check_fixed_settings(json)?;
         let text_json = &json["text_config"];
         let (text, vision) = (&self.text_config, &self.vision_config);
-        let divides = |what: &str, whole: usize, part: usize| {
-            if part == 0 || !whole.is_multiple_of(part) {
-                Err(format!("{what}: {whole} is not a multiple of {part}"))
-            } else {
-                Ok(())
-            }
-        };
         divides("text hidden_size by num_attention_heads", text.hidden_size, text.num_attention_heads)?;
         let (head_dim, given) = (text.hidden_size / text.num_attention_heads, &text_json["head_dim"]);
         if !given.is_null() && given.as_u64() != Some(head_dim as u64) {

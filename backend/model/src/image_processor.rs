@@ -1,4 +1,4 @@
-//! Picture to pixel values, as Hugging Face `LlavaNextImageProcessor` and Pillow do it.
+//! Picture to pixel values, as Hugging Face `LlavaNextImageProcessor`, `CLIPImageProcessor` and Pillow do it.
 //!
 //! Resizing is Pillow's antialiased bicubic (a = −0.5) in its fixed-point arithmetic, rows first, rounding to 8 bits
 //! between the passes; other libraries' "CatmullRom" differs by a level or more.
@@ -9,6 +9,7 @@ use crate::config::LlavaNextConfig;
 use image::{DynamicImage, RgbImage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::ops::Range;
 use std::path::Path;
 
 /// `preprocessor_config.json`: only the fields that differ between checkpoints.
@@ -52,10 +53,12 @@ pub struct PixelValues {
 /// Pillow's number of bicubic resampling.
 const BICUBIC: u64 = 3;
 
-/// Settings that the code takes for granted: absent, or exactly this.
-fn check_fixed_settings(json: &Value, config: &LlavaNextConfig) -> Result<(), String> {
-    let refuse =
-        |key: &str, found: &Value, expected: &Value| Err(format!("{key} {found}: only {expected} is supported"));
+fn refuse(key: &str, found: &Value, expected: &Value) -> Result<(), String> {
+    Err(format!("{key} {found}: only {expected} is supported"))
+}
+
+/// Settings that the code takes for granted in any processor: absent, or exactly this.
+fn check_fixed_settings(json: &Value, side: usize) -> Result<(), String> {
     for key in ["do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb"] {
         if json[key] == false {
             return refuse(key, &json[key], &true.into());
@@ -66,7 +69,7 @@ fn check_fixed_settings(json: &Value, config: &LlavaNextConfig) -> Result<(), St
         return refuse("resample", resample, &BICUBIC.into());
     }
     // One number, or one under each of the keys `shortest_edge`, or `height` and `width`.
-    let side = Value::from(config.vision_config.image_size);
+    let side = Value::from(side);
     for key in ["size", "crop_size"] {
         let sides = match &json[key] {
             Value::Null => Vec::new(),
@@ -77,9 +80,26 @@ fn check_fixed_settings(json: &Value, config: &LlavaNextConfig) -> Result<(), St
             return refuse(key, &json[key], &side);
         }
     }
+    Ok(())
+}
+
+/// The same of LLaVA-NeXT's processor.
+fn check_llava_settings(json: &Value, config: &LlavaNextConfig) -> Result<(), String> {
+    check_fixed_settings(json, config.vision_config.image_size)?;
     let (pinpoints, expected) = (&json["image_grid_pinpoints"], json!(config.image_grid_pinpoints));
     if !pinpoints.is_null() && *pinpoints != expected {
         return refuse("image_grid_pinpoints", pinpoints, &expected);
+    }
+    Ok(())
+}
+
+/// The same of CLIP's processor: the shorter edge is resized, the longer one cut.
+fn check_clip_settings(json: &Value, side: usize) -> Result<(), String> {
+    check_fixed_settings(json, side)?;
+    let size = &json["size"];
+    // Of LLaVA's base picture this is the same thing; here it would distort.
+    if size.is_object() && size.get("shortest_edge").is_none() {
+        return refuse("size", size, &json!({ "shortest_edge": side }));
     }
     Ok(())
 }
@@ -90,13 +110,25 @@ impl ImageProcessor {
     /// # Errors
     /// A file that cannot be read, or that asks for what is not done here.
     pub fn load(dir: &Path, config: &LlavaNextConfig) -> Result<Self, Error> {
+        Self::load_checked(dir, |json| check_llava_settings(json, config))
+    }
+
+    /// The same of a CLIP model that sees pictures of `side` pixels.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn load_clip(dir: &Path, side: usize) -> Result<Self, Error> {
+        Self::load_checked(dir, |json| check_clip_settings(json, side))
+    }
+
+    fn load_checked(dir: &Path, check: impl Fn(&Value) -> Result<(), String>) -> Result<Self, Error> {
         let path = dir.join("preprocessor_config.json");
         if !path.exists() {
             return Ok(Self::default());
         }
         let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
         let json: Value = serde_json::from_str(&text).map_err(|error| Error::bad_file(&path, error))?;
-        check_fixed_settings(&json, config).map_err(|reason| Error::bad_file(&path, reason))?;
+        check(&json).map_err(|reason| Error::bad_file(&path, reason))?;
         Self::deserialize(&json).map_err(|error| Error::bad_file(&path, error))
     }
 
@@ -113,6 +145,17 @@ impl ImageProcessor {
         let tiles = pictures.len();
         let values = pictures.iter().flat_map(|picture| self.normalise(picture)).collect();
         PixelValues { values, tiles, side, layout }
+    }
+
+    /// The middle of one picture as CLIP sees it: its shorter edge resized to `side`, the longer one cut to it, the odd
+    /// pixel on the right and below. `[3, side, side]`, normalised.
+    pub fn process_clip(&self, side: usize, picture: &DynamicImage) -> Vec<f32> {
+        let rgb = picture.to_rgb8();
+        let [height, width] = [rgb.height() as usize, rgb.width() as usize];
+        let shorter = height.min(width);
+        let size = [height, width].map(|length| side * length / shorter);
+        let middle = size.map(|length| (length - side) / 2..(length - side) / 2 + side);
+        self.normalise(&resize_bicubic_part(&rgb, size, middle))
     }
 
     /// `[height, width, 3]` bytes to `[3, height, width]` floats.
@@ -170,26 +213,25 @@ fn bicubic(x: f64) -> f64 {
     }
 }
 
-/// Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc`.
-fn taps(from: usize, to: usize) -> Vec<Taps> {
+/// Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc`, of the output pixels `part`.
+fn taps(from: usize, to: usize, part: Range<usize>) -> Vec<Taps> {
     let scale = from as f64 / to as f64;
     let filter_scale = scale.max(1.0);
     let support = 2.0 * filter_scale;
-    (0..to)
-        .map(|out| {
-            let center = (out as f64 + 0.5) * scale;
-            let start = ((center - support + 0.5) as i64).max(0) as usize;
-            let end = ((center + support + 0.5) as usize).min(from);
-            let raw: Vec<f64> = (start..end).map(|x| bicubic((x as f64 - center + 0.5) / filter_scale)).collect();
-            let sum: f64 = raw.iter().sum();
-            let one = f64::from(1u32 << PRECISION_BITS);
-            let fixed = |weight: f64| {
-                let scaled = weight / sum * one;
-                (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
-            };
-            Taps { start, weights: raw.into_iter().map(fixed).collect() }
-        })
-        .collect()
+    part.map(|out| {
+        let center = (out as f64 + 0.5) * scale;
+        let start = ((center - support + 0.5) as i64).max(0) as usize;
+        let end = ((center + support + 0.5) as usize).min(from);
+        let raw: Vec<f64> = (start..end).map(|x| bicubic((x as f64 - center + 0.5) / filter_scale)).collect();
+        let sum: f64 = raw.iter().sum();
+        let one = f64::from(1u32 << PRECISION_BITS);
+        let fixed = |weight: f64| {
+            let scaled = weight / sum * one;
+            (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
+        };
+        Taps { start, weights: raw.into_iter().map(fixed).collect() }
+    })
+    .collect()
 }
 
 /// Weighted sum of bytes `stride` apart, rounded and clipped to 8 bits.
@@ -203,22 +245,30 @@ fn accumulate(taps: &Taps, bytes: &[u8], offset: usize, stride: usize) -> u8 {
 
 /// Pillow's `Image.resize(…, BICUBIC)` on 8-bit RGB. `size` is `[height, width]`.
 pub fn resize_bicubic(picture: &RgbImage, size: [usize; 2]) -> RgbImage {
+    resize_bicubic_part(picture, size, size.map(|length| 0..length))
+}
+
+/// The rows and columns `part` of [`resize_bicubic`]'s result: one line of pixels may be resized to a picture that
+/// would not fit into memory.
+fn resize_bicubic_part(picture: &RgbImage, size: [usize; 2], part: [Range<usize>; 2]) -> RgbImage {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let [new_height, new_width] = size;
+    let [vertical, horizontal] = part;
     let source = picture.as_raw();
-    let horizontal = taps(width, new_width);
-    let mut rows = vec![0u8; height * new_width * 3];
+    let horizontal = taps(width, new_width, horizontal);
+    let columns = horizontal.len();
+    let mut rows = vec![0u8; height * columns * 3];
     for y in 0..height {
         for (x, taps) in horizontal.iter().enumerate() {
             for channel in 0..3 {
-                rows[(y * new_width + x) * 3 + channel] = accumulate(taps, source, y * width * 3 + channel, 3);
+                rows[(y * columns + x) * 3 + channel] = accumulate(taps, source, y * width * 3 + channel, 3);
             }
         }
     }
-    let vertical = taps(height, new_height);
-    RgbImage::from_fn(new_width as u32, new_height as u32, |x, y| {
+    let vertical = taps(height, new_height, vertical);
+    RgbImage::from_fn(columns as u32, vertical.len() as u32, |x, y| {
         let taps = &vertical[y as usize];
-        image::Rgb([0, 1, 2].map(|channel| accumulate(taps, &rows, x as usize * 3 + channel, new_width * 3)))
+        image::Rgb([0, 1, 2].map(|channel| accumulate(taps, &rows, x as usize * 3 + channel, columns * 3)))
     })
 }
 
@@ -242,7 +292,7 @@ mod tests {
                 "image_grid_pinpoints": [], "size": { "shortest_edge": 32 },
             });
             json[key] = value;
-            check_fixed_settings(&json, &config)
+            check_llava_settings(&json, &config)
         };
         for (key, value) in [("size", json!(32)), ("size", Value::Null), ("do_pad", Value::Null), ("other", json!(1))] {
             assert_eq!(with(key, value), Ok(()), "{key}");
@@ -263,6 +313,37 @@ mod tests {
             let refused = with(key, value.clone());
             assert!(refused.as_ref().is_err_and(|reason| reason.starts_with(key)), "{key} {value}: {refused:?}");
         }
+    }
+
+    #[test]
+    fn clip_refuses_a_size_that_would_distort() {
+        for good in [json!({}), json!({ "size": 32 }), json!({ "size": { "shortest_edge": 32 }, "crop_size": 32 })] {
+            assert_eq!(check_clip_settings(&good, 32), Ok(()), "{good}");
+        }
+        let distorting = json!({ "size": { "height": 32, "width": 32 } });
+        let larger = json!({ "size": { "shortest_edge": 48 } });
+        for bad in [distorting, larger, json!({ "do_center_crop": false })] {
+            assert!(check_clip_settings(&bad, 32).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_resized_picture_is_the_same_as_that_part_of_the_whole() {
+        let picture =
+            RgbImage::from_fn(31, 17, |x, y| image::Rgb([(x * 8) as u8, (y * 15) as u8, (x * y % 251) as u8]));
+        for size in [[40, 25], [9, 60], [17, 31]] {
+            let whole = resize_bicubic(&picture, size);
+            let part = resize_bicubic_part(&picture, size, [3..8, 5..21]);
+            assert_eq!(part, image::imageops::crop_imm(&whole, 5, 3, 16, 5).to_image(), "{size:?}");
+        }
+    }
+
+    #[test]
+    fn one_line_of_pixels_does_not_become_a_picture_of_gigabytes() {
+        let line = RgbImage::from_fn(1, 16_384, |_, y| image::Rgb([(y % 256) as u8; 3]));
+        // The whole would be 336 × 5,505,024 pixels.
+        let values = ImageProcessor::default().process_clip(336, &line.into());
+        assert_eq!(values.len(), 3 * 336 * 336);
     }
 
     #[test]

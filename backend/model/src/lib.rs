@@ -9,7 +9,8 @@
 //! ```
 //!
 //! What is done with it: [`generate`] and [`batch`] (texts, with an [`intervention`] at a [`hook`]), [`attribution`]
-//! (which features made the model say it), [`lens`] (what a position says in words).
+//! (which features made the model say it), [`lens`] (what a position says in words). [`clip_score`] is a model of its
+//! own: how well a text fits a picture.
 //!
 //! Everything is generic over `B: Backend`. Checkpoints are Hugging Face folders; see [`weights`].
 
@@ -18,6 +19,7 @@ pub mod attribution;
 pub mod batch;
 pub mod chat;
 pub mod clip;
+pub mod clip_score;
 pub mod config;
 mod cpu;
 mod decoding;
@@ -45,6 +47,7 @@ pub mod tokenize;
 pub mod weights;
 
 pub use attribution::{AttributeOptions, Attribution, attribute};
+pub use clip_score::ClipModel;
 pub use config::LlavaNextConfig;
 pub use dtype::Dtype;
 pub use error::Error;

@@ -258,6 +258,21 @@ impl<'a> Loader<'a> {
         Err(Error::ExtraTensors { path: self.checkpoint.path.clone(), names })
     }
 
+    /// One number: a tensor without dimensions, which burn has not.
+    pub fn scalar(&mut self, key: &str) -> Result<f32, Error> {
+        let (shape, values) = self.checkpoint.read(key)?;
+        self.used.insert(key.to_string());
+        match values.as_slice() {
+            [value] => Ok(*value),
+            _ => Err(Error::TensorShape {
+                path: self.checkpoint.path.clone(),
+                name: key.to_string(),
+                expected: Vec::new(),
+                found: shape,
+            }),
+        }
+    }
+
     fn read<B: Backend, const D: usize>(
         &mut self,
         key: &str,

@@ -41,7 +41,7 @@ fn main() -> Result<()> {
     };
     let shards = HiddenShards::open(&hidden)?;
     let latents = shards.d_model() * EXPANSION;
-    let mut settings = Settings::new(&shards, latents, K, BATCH);
+    let mut settings = Settings::new(shards.tokens(), latents, K, BATCH);
     settings.dead_tokens = DEAD_TOKENS;
     let (steps, d) = (settings.steps(), shards.d_model());
     println!("{steps} steps of {BATCH} tokens, {d} → {latents}, k = {K}, AuxK and MultiTopK");

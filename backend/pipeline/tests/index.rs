@@ -1,6 +1,8 @@
 //! `lmm-scope index` on random caches: what is in its files, against all activations in memory.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
 
+mod s3;
+
 use half::f16;
 use model::{Cpu, SaeFile};
 use pipeline::{
@@ -9,7 +11,7 @@ use pipeline::{
         write_shard_file,
     },
     images::{Listed, Place},
-    index::{FeatureIndex, IndexError, IndexOptions, Summary, index},
+    index::{FeatureIndex, IndexError, IndexOptions, Summary, index, map_features},
 };
 use rand::{Rng, SeedableRng, seq::index::sample};
 use rand_chacha::ChaCha8Rng;
@@ -20,7 +22,7 @@ use std::{
 };
 use store::{
     Import, Store,
-    files::{ImageListWriter, ImageRow, names, read_examples, read_features, read_pictures},
+    files::{FeatureRow, ImageListWriter, ImageRow, names, read_examples, read_features, read_pictures},
 };
 use tempfile::TempDir;
 
@@ -265,6 +267,15 @@ async fn the_store_imports_what_an_index_writes() {
     let summary = index(&options, None, &|_| {}).unwrap();
     let features = read_features(&out.join(names::FEATURES)).unwrap();
     assert!(features.iter().all(|row| row.feature.topk_cos_sim_indices.len() == 8 && row.feature.pos_str.is_empty()));
+    let placed = |rows: &[FeatureRow]| rows.iter().all(|row| row.feature.umap_y.is_some() != row.feature.dead);
+    assert!(placed(&features));
+    // A map that is made afterwards changes nothing else.
+    let (mut bare, mut again) = (features.clone(), features.clone());
+    bare.iter_mut().for_each(|row| (row.feature.umap_x, row.feature.umap_y) = (None, None));
+    assert_eq!(map_features(&sae, &mut again, Some(2), &|_| {}).unwrap(), ALIVE as usize);
+    assert!(placed(&again));
+    again.iter_mut().for_each(|row| (row.feature.umap_x, row.feature.umap_y) = (None, None));
+    assert!(again == bare);
     let examples = read_examples(&out.join(names::EXAMPLES)).unwrap();
     let pictures = read_pictures(&out.join(names::PICTURES)).unwrap();
     assert_eq!(pictures[0].picture.id, "01234567-0");

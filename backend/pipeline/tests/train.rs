@@ -1,6 +1,9 @@
 //! `train-sae` on synthetic hidden states: learning, stopping and going on, and what is refused.
 #![allow(clippy::unwrap_used)] // tests panic on purpose
 
+#[path = "train/live.rs"]
+mod live;
+
 use half::f16;
 use model::SaeFile;
 use pipeline::train::{HiddenShards, Precision, Settings, TRAINING, TrainError, TrainOptions, TrainingRow, train};
@@ -59,7 +62,7 @@ fn hidden(folder: &Path) -> PathBuf {
 }
 
 fn settings(shards: &HiddenShards) -> Settings {
-    let mut settings = Settings::new(shards, LATENTS, K, BATCH);
+    let mut settings = Settings::new(shards.tokens(), LATENTS, K, BATCH);
     settings.tokens = STEPS * BATCH as u64;
     settings.lr = 3e-3;
     settings.warmup_steps = 5;

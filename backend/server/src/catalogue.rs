@@ -10,8 +10,8 @@ use pipeline::interpret::Identity;
 use serde::Serialize;
 use std::fmt::Display;
 use store::{
-    PictureBytes, SourceEntry, Store,
-    jobs::{JobFilter, Queue, VISITOR},
+    MapPoint, PictureBytes, SourceEntry, Store,
+    jobs::{JobFilter, Queue, VISITOR, add_scores},
 };
 
 /// The store, with "not found" as an error that says what is missing.
@@ -71,6 +71,8 @@ impl Catalogue {
         // After those that the build made: the first is the label.
         let further = self.queue.list_explanations(&entry.source, &[index]).await?.remove(&index);
         feature.explanations.extend(further.into_iter().flatten());
+        let scores = self.queue.list_scores(&entry.source, Some(&[index])).await?.remove(&index);
+        add_scores(&mut feature.explanations, scores.unwrap_or_default());
         Ok(feature)
     }
 
@@ -116,6 +118,13 @@ impl Catalogue {
         let entry = self.entry(key).await?;
         let found = self.store.random_feature(&entry).await?;
         found.ok_or_else(|| AppError::not_found("No feature of this source is alive."))
+    }
+
+    /// The features of a source that have a place on its map, and the source.
+    pub async fn map(&self, key: &SourceKey) -> Result<(Source, Vec<MapPoint>), AppError> {
+        let entry = self.entry(key).await?;
+        let points = self.store.list_map(&entry).await?;
+        Ok((entry.source, points))
     }
 
     /// The queue: how endpoints and steps are doing, and a page of jobs.

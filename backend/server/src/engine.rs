@@ -9,6 +9,7 @@ mod loaded;
 pub mod remote;
 mod runner;
 mod spec;
+pub mod steerer;
 mod steering;
 
 use crate::picture::HeldPicture;

@@ -95,6 +95,12 @@ impl AppError {
         }
     }
 
+    /// In one line for who may see the cause as well: a command's user.
+    pub fn reason(&self) -> String {
+        let why = self.cause.as_ref().map(|cause| causes(cause.as_ref()).join(": "));
+        format!("{}: {}", self.title, why.as_deref().unwrap_or(&self.detail))
+    }
+
     /// Writes the cause to the log, once; the request's span has its path and id.
     pub fn log(&self) {
         let status = self.status.as_u16();

@@ -15,6 +15,7 @@ mod handlers;
 mod hidden;
 #[cfg(feature = "cuda")]
 mod kernels;
+mod map;
 pub mod openapi;
 pub mod picture;
 mod revision;

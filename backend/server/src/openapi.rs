@@ -1,6 +1,8 @@
 //! The OpenAPI document, collected from the handlers.
 
-use crate::handlers::{attribute, encode, engine, extract, features, health, jobs, pictures, sources, steer, weights};
+use crate::handlers::{
+    attribute, encode, engine, extract, features, health, jobs, map, pictures, sources, steer, weights,
+};
 use axum::Json;
 use std::collections::BTreeSet;
 use utoipa::OpenApi;
@@ -23,6 +25,7 @@ use utoipa::OpenApi;
         features::list_activations,
         features::find_neighbours,
         features::random_feature,
+        map::map_svg,
         jobs::explain,
         jobs::list_jobs,
         jobs::find_job,

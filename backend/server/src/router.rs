@@ -3,7 +3,7 @@
 use crate::{
     AppState, EngineState,
     error::{AppError, REQUEST_ID, finish_problems, panic_response},
-    handlers::{attribute, encode, engine, extract, features, health, jobs, pictures, sources, steer, weights},
+    handlers::{attribute, encode, engine, extract, features, health, jobs, map, pictures, sources, steer, weights},
     openapi, ssr, static_files,
 };
 use axum::{
@@ -50,6 +50,7 @@ pub fn documented_routes() -> Vec<Route<AppState>> {
         ("/api/v1/{model}/{source}/pictures", "get", get(pictures::list_pictures)),
         ("/api/v1/{model}/{source}/pictures/{id}/activations", "get", get(pictures::find_picture_activations)),
         ("/api/v1/{model}/{source}/random", "get", get(features::random_feature)),
+        ("/api/v1/{model}/{source}/map.svg", "get", get(map::map_svg)),
         ("/api/v1/{model}/{source}/weights/{file}", "get", get(weights::weights)),
         ("/api/v1/{model}/{source}/extract", "post", post(extract::extract).layer(form())),
         (

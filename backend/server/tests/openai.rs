@@ -2,24 +2,13 @@
 //! refuses.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
 
+mod double;
+
 use api::{Activation, ActivationImage, Category, Explanation, JobKind};
-use axum::{
-    Json, Router,
-    extract::{DefaultBodyLimit, State},
-    http::{HeaderMap, StatusCode},
-    response::{IntoResponse, Response},
-    routing::post,
-};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use double::{Double, MODEL, Mood, config};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use pipeline::interpret::{Engine, InterpretError, Interpreter, OpenAi, OpenAiConfig, Task, Worker};
-use serde_json::{Value, json};
-use std::{
-    collections::VecDeque,
-    io::Cursor,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{io::Cursor, sync::Arc, time::Duration};
 use store::{
     Store,
     jobs::{BULK, Outcome, Queue, Usage},
@@ -27,126 +16,20 @@ use store::{
 };
 use tokio::sync::watch;
 
-const MODEL: &str = "some/vision-model";
-const KEY: &str = "secret";
-const MOST_PICTURES: usize = 5;
-
-/// What the server says next instead of a good answer.
-#[derive(Debug, Clone, Copy)]
-enum Mood {
-    Says(&'static str),
-    Refuses(u16),
-}
-
-#[derive(Clone, Default)]
-struct Double {
-    moods: Arc<Mutex<VecDeque<Mood>>>,
-    /// Bodies of all requests that were in order.
-    seen: Arc<Mutex<Vec<Value>>>,
-    engine_is_sglang: bool,
-}
-
-fn refuse(status: u16, why: &str) -> Response {
-    let status = StatusCode::from_u16(status).unwrap();
-    let body = json!({ "object": "error", "message": why, "type": "BadRequestError", "code": status.as_u16() });
-    (status, [("retry-after", "7")], Json(body)).into_response()
-}
-
-async fn chat(State(double): State<Double>, headers: HeaderMap, Json(body): Json<Value>) -> Response {
-    if headers.get("authorization").is_none_or(|value| value != format!("Bearer {KEY}").as_str()) {
-        return refuse(401, "Unauthorized");
-    }
-    if let Err(why) = check(&body, double.engine_is_sglang) {
-        return refuse(400, &why);
-    }
-    if body["model"] != MODEL {
-        return refuse(404, "The model does not exist.");
-    }
-    double.seen.lock().unwrap().push(body.clone());
-    let mood = double.moods.lock().unwrap().pop_front();
-    let text = match mood {
-        Some(Mood::Refuses(status)) => return refuse(status, "not now"),
-        Some(Mood::Says(text)) => text,
-        None => match body["messages"][0]["content"].as_str().unwrap() {
+/// A model that does every step well.
+fn helpful() -> Double {
+    Double::new(|body| {
+        let answer = match body["messages"][0]["content"].as_str().unwrap() {
             prompt if prompt.contains("\"explanation\"") => "{\"explanation\": \"a cat that sits on a table\"}",
             prompt if prompt.contains("\"label\"") => "{\"label\": \"sitting cat\"}",
             _ => "{\"category\": \"object\"}",
-        },
-    };
-    Json(json!({
-        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": MODEL,
-        "choices": [{ "index": 0, "finish_reason": "stop", "message": { "role": "assistant", "content": text } }],
-        "usage": { "prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110 },
-    }))
-    .into_response()
-}
-
-/// What is wrong with a request.
-fn check(body: &Value, sglang: bool) -> Result<(), String> {
-    let known = ["model", "messages", "temperature", "max_tokens", "response_format"];
-    let fields = body.as_object().ok_or("not an object")?;
-    if let Some(field) = fields.keys().find(|field| !known.contains(&field.as_str())) {
-        return Err(format!("extra field {field}"));
-    }
-    if body["max_tokens"].as_u64().unwrap_or(0) == 0 || body["temperature"] != 0 {
-        return Err("max_tokens or temperature".into());
-    }
-    if let Some(format) = fields.get("response_format") {
-        let schema = &format["json_schema"]["schema"];
-        let named = format["json_schema"]["name"].is_string();
-        if format["type"] != "json_schema" || !named || schema["type"] != "object" || !schema["required"].is_array() {
-            return Err("response_format".into());
-        }
-    }
-    let messages = body["messages"].as_array().ok_or("messages")?;
-    let roles: Vec<&str> = messages.iter().filter_map(|message| message["role"].as_str()).collect();
-    if roles != ["system", "user"] || !messages[0]["content"].is_string() {
-        return Err(format!("roles {roles:?}"));
-    }
-    let Some(parts) = messages[1]["content"].as_array() else {
-        return if messages[1]["content"].is_string() { Ok(()) } else { Err("content".into()) };
-    };
-    let pictures: Vec<&Value> = parts.iter().filter(|part| part["type"] == "image_url").collect();
-    if pictures.len() > MOST_PICTURES {
-        return Err(format!("At most {MOST_PICTURES} image(s) may be provided in one request."));
-    }
-    for part in &pictures {
-        let several = part.get("modalities").is_some_and(|modalities| modalities == "multi-images");
-        if several != (sglang && pictures.len() > 1) {
-            return Err("modalities".into());
-        }
-        let url = part["image_url"]["url"].as_str().ok_or("image_url")?;
-        let base64 = url.strip_prefix("data:image/png;base64,").ok_or("not a PNG")?;
-        let bytes = STANDARD.decode(base64).map_err(|error| error.to_string())?;
-        image::load_from_memory_with_format(&bytes, ImageFormat::Png).map_err(|error| error.to_string())?;
-    }
-    let mut others = parts.iter().filter(|part| part["type"] != "image_url");
-    if others.all(|part| part["text"].is_string()) { Ok(()) } else { Err("a part that is neither".into()) }
-}
-
-/// The double's address.
-async fn serve(double: Double) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let routes = Router::new().route("/v1/chat/completions", post(chat));
-    let app = routes.layer(DefaultBodyLimit::max(16 << 20)).with_state(double);
-    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-    format!("http://{address}/v1")
-}
-
-fn config(url: String) -> OpenAiConfig {
-    OpenAiConfig {
-        url,
-        model: MODEL.into(),
-        key: Some(KEY.into()),
-        engine: Engine::Vllm,
-        pictures: MOST_PICTURES,
-        timeout: Duration::from_secs(10),
-    }
+        };
+        answer.to_owned()
+    })
 }
 
 async fn interpreter(double: &Double) -> OpenAi {
-    OpenAi::new(config(serve(double.clone()).await)).unwrap()
+    OpenAi::new(config(double.serve().await)).unwrap()
 }
 
 fn webp() -> Vec<u8> {
@@ -170,7 +53,7 @@ fn task(kind: JobKind) -> Task {
 
 #[tokio::test]
 async fn every_step_is_asked_strictly_and_read() {
-    let double = Double::default();
+    let double = helpful();
     let interpreter = interpreter(&double).await;
     let usage = Usage { input_tokens: 100, output_tokens: 10 };
     let answer = interpreter.interpret(&task(JobKind::Explain)).await.unwrap();
@@ -189,8 +72,7 @@ async fn every_step_is_asked_strictly_and_read() {
 
 #[tokio::test]
 async fn sglang_is_told_of_several_pictures() {
-    let double = Double { engine_is_sglang: true, ..Double::default() };
-    let url = serve(double).await;
+    let url = Double { engine_is_sglang: true, ..helpful() }.serve().await;
     let sglang = OpenAi::new(OpenAiConfig { engine: Engine::Sglang, ..config(url.clone()) }).unwrap();
     sglang.interpret(&task(JobKind::Explain)).await.unwrap();
     let wrong = OpenAi::new(config(url)).unwrap();
@@ -199,7 +81,7 @@ async fn sglang_is_told_of_several_pictures() {
 
 #[tokio::test]
 async fn a_wrong_answer_gets_one_more_chance_without_a_schema() {
-    let double = Double::default();
+    let double = helpful();
     let interpreter = interpreter(&double).await;
     for first in [Mood::Says("The pictures show cats."), Mood::Refuses(400)] {
         double.seen.lock().unwrap().clear();
@@ -219,8 +101,8 @@ async fn a_wrong_answer_gets_one_more_chance_without_a_schema() {
 
 #[tokio::test]
 async fn a_busy_server_is_asked_again_and_a_closed_one_is_not() {
-    let double = Double::default();
-    let url = serve(double.clone()).await;
+    let double = helpful();
+    let url = double.serve().await;
     let interpreter = OpenAi::new(config(url.clone())).unwrap();
     for status in [429, 500, 503] {
         double.moods.lock().unwrap().push_back(Mood::Refuses(status));
@@ -251,7 +133,7 @@ async fn a_worker_takes_features_from_pictures_to_filed_labels() {
     store.import_artifacts(folder.path()).await.unwrap();
     let source = store.find_source("tiny", "1-res-12").await.unwrap().unwrap();
     let queue = Queue::of_store(&store);
-    let double = Double::default();
+    let double = helpful();
     let interpreter = Arc::new(interpreter(&double).await);
     let assignment = interpreter.identity().assignment(&source.source);
     queue.enqueue(&assignment, JobKind::Explain, &[0, 1, 2], BULK).await.unwrap();

@@ -17,7 +17,7 @@ use std::{
 use tokio::sync::mpsc;
 
 /// Raised when the import writes something else from the same files, so that they are read again.
-const FORMAT: &str = "lmm-scope import 1";
+const FORMAT: &str = "lmm-scope import 2";
 /// Rows per `INSERT`: 13 values each stay far below SQLite's 32,766.
 const ROWS_PER_INSERT: usize = 512;
 
@@ -222,7 +222,8 @@ impl Importer<'_> {
         }
         let inserted = sqlx::query(
             "INSERT INTO feature (source, latent, label, category, score, score_wire, max_act, frac_nonzero, dead,
-                                  firing_indices, firing_values, wire) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                                  firing_indices, firing_values, umap_x, umap_y, wire)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(self.key)
         .bind(feature.index)
@@ -235,6 +236,8 @@ impl Importer<'_> {
         .bind(feature.dead)
         .bind(blob::from_u32s(&indices))
         .bind(blob::from_f32s(&values))
+        .bind(feature.umap_x)
+        .bind(feature.umap_y)
         .bind(wire)
         .execute(&mut *self.connection)
         .await;

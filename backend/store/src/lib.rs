@@ -13,12 +13,15 @@ mod feature;
 pub mod files;
 mod import;
 pub mod jobs;
+mod map;
+pub mod objects;
 mod picture;
 mod source;
 pub mod testing;
 
 pub use error::StoreError;
 pub use import::Import;
+pub use map::MapPoint;
 pub use picture::PictureBytes;
 pub use source::SourceEntry;
 

@@ -1,4 +1,8 @@
-//! Small artefacts for tests, here and in the server.
+//! What tests share, here and in other crates: small artefacts, and a local server that stands for S3.
+
+mod moto;
+
+pub use moto::Moto;
 
 use crate::files::{self, ExampleRow, FeatureRow, FileError, PictureRow, SampleRow, TextRow, names};
 use api::{ActivationKind, Category, Explanation, Feature, Picture, Provenance, Score, Source};
@@ -75,6 +79,7 @@ impl Artifacts {
 
 fn feature(source: &Source, index: u32) -> FeatureRow {
     let explanations = LABELS.get(index as usize).map(|(label, category)| explanation(index, label, *category));
+    let dead = index + 1 == source.latents;
     let feature = Feature {
         model_id: source.model_id.clone(),
         layer: source.source_id.clone(),
@@ -87,8 +92,10 @@ fn feature(source: &Source, index: u32) -> FeatureRow {
         pos_values: vec![1.5],
         topk_cos_sim_indices: vec![(index + 1) % source.latents, (index + 2) % source.latents],
         topk_cos_sim_values: vec![0.9, 0.8],
+        umap_x: (!dead).then_some(index as f32 * 0.5 - 1.0),
+        umap_y: (!dead).then_some((index % 4) as f32),
         explanations: explanations.into_iter().collect(),
-        dead: index + 1 == source.latents,
+        dead,
         provenance: source.provenance.clone(),
         ..Feature::default()
     };

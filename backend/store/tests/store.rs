@@ -4,7 +4,7 @@
 use api::{ActivationKind, Category, FeatureQuery, FeatureSort};
 use std::time::Instant;
 use store::{
-    Import, SourceEntry, Store, StoreError,
+    Import, MapPoint, SourceEntry, Store, StoreError,
     files::ExampleRow,
     testing::{Artifacts, small_source},
 };
@@ -106,6 +106,40 @@ async fn files_that_do_not_fit_together_change_nothing() {
     let error = store.import_artifacts(folder.path()).await.unwrap_err().to_string();
     assert!(error.contains("texts.parquet"), "{error}");
     assert_eq!(store.list_features(&source, &FeatureQuery::default()).await.unwrap().total, 12);
+}
+
+#[tokio::test]
+async fn the_map_has_all_features_with_a_place_and_none_when_the_files_have_none() {
+    let (store, source, folder) = filled().await;
+    let points = store.list_map(&source).await.unwrap();
+    assert_eq!(points.iter().map(|point| point.index).collect::<Vec<_>>(), (0..11).collect::<Vec<_>>());
+    let happy = MapPoint {
+        index: 1,
+        x: -0.5,
+        y: 1.0,
+        label: Some("happy face".into()),
+        category: Category::Emotion,
+        score: Some(0.9 - 0.1),
+    };
+    assert_eq!(points[1], happy);
+    let feature = store.find_feature(&source, 1).await.unwrap().unwrap();
+    assert_eq!((feature.umap_x, feature.umap_y), (Some(-0.5), Some(1.0)));
+    assert_eq!(store.find_feature(&source, 11).await.unwrap().unwrap().umap_x, None);
+
+    let mut without = Artifacts::new(small_source(), b"webp");
+    without.features[2].feature.umap_x = Some(f32::INFINITY);
+    without.features[3].feature.umap_y = None;
+    without.write(folder.path()).unwrap();
+    store.import_artifacts(folder.path()).await.unwrap();
+    let source = store.find_source("tiny", "1-res-12").await.unwrap().unwrap();
+    assert_eq!(store.list_map(&source).await.unwrap().len(), 9, "neither 2 nor 3");
+    for row in &mut without.features {
+        (row.feature.umap_x, row.feature.umap_y) = (None, None);
+    }
+    without.write(folder.path()).unwrap();
+    store.import_artifacts(folder.path()).await.unwrap();
+    let source = store.find_source("tiny", "1-res-12").await.unwrap().unwrap();
+    assert_eq!(store.list_map(&source).await.unwrap(), []);
 }
 
 #[tokio::test]

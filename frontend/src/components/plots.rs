@@ -13,7 +13,23 @@ fn score_name(score: &Score) -> (String, &'static str) {
         }
         "token share" => ("token".into(), "share of the feature's activation in texts that falls on this token"),
         "caption share" => ("captions".into(), "share of the feature's top pictures whose caption has the first word"),
+        "clip score" => ("CLIP".into(), "likeness of label and pictures: 100 times the cosine of their embeddings"),
+        "monosemanticity" => ("mono".into(), "likeness of the pictures on which the feature fires"),
+        "consistency" => ("consistent".into(), "share of groups of top pictures that a judge finds the label to fit"),
+        "detection" => ("detection".into(), "how well a judge tells by the label on which pictures the feature fires"),
+        "fuzzing" => ("fuzzing".into(), "how well a judge tells by the label where on a picture the feature fires"),
+        "steering" => ("steering".into(), "how much of the label a judge finds in what the steered model says"),
         other => (other.to_owned(), "a score of the label"),
+    }
+}
+
+/// What the baseline of a score is measured on.
+fn baseline_name(score: &Score) -> &'static str {
+    match score.explanation_score_type_name.as_str() {
+        "iou" => "random places",
+        "detection" | "fuzzing" => "another label",
+        "steering" => "another feature",
+        _ => "random pictures",
     }
 }
 
@@ -22,30 +38,40 @@ fn on_axis(value: f32, end: f32) -> f32 {
     (value / end * 100.0).clamp(0.0, 100.0)
 }
 
-/// Where a score and its random baseline lie on the shared axis.
+/// Where a score, its random baseline and its interval lie on the shared axis, or on the score's own.
 fn axis_style(score: &Score, end: f32) -> String {
+    let end = score.full().unwrap_or(end);
     let at = |value| fixed(on_axis(value, end), 1);
-    format!("--v:{}%;--b:{}%", at(score.value), at(score.baseline))
+    let [low, high] = score.interval.unwrap_or([score.value; 2]);
+    format!("--v:{}%;--b:{}%;--l:{}%;--h:{}%", at(score.value), at(score.baseline), at(low), at(high))
+}
+
+/// The interval in words, after other words.
+fn interval_text(score: &Score) -> Option<String> {
+    let [low, high] = score.interval?;
+    Some(format!(", 95% interval {} to {} (n = {})", sig3(low), sig3(high), score.samples))
 }
 
 /// All scores of a label, each as a dot beside its random baseline, on one shared axis.
 #[component]
 pub fn ScoreAxis(scores: Vec<Score>) -> impl IntoView {
-    let end = scores.iter().map(|score| score.value.max(score.baseline)).fold(1.0, f32::max);
+    let shared = scores.iter().filter(|score| score.full().is_none());
+    let end = shared.map(|score| score.value.max(score.baseline)).fold(1.0, f32::max);
     let rows = scores
         .into_iter()
         .map(|score| {
             let (name, meaning) = score_name(&score);
             let style = axis_style(&score, end);
-            let text = format!("{name} {}, random pictures {}", sig3(score.value), sig3(score.baseline));
+            let interval = interval_text(&score).unwrap_or_default();
+            let (value, baseline) = (sig3(score.value), sig3(score.baseline));
+            let text = format!("{name} {value}, {} {baseline}{interval}", baseline_name(&score));
+            let comma = if score.provenance.is_empty() { "" } else { ", " };
+            let by = [score.explanation_score_model_name, score.provenance].join(comma);
             view! {
-                <div
-                    class="axis-row"
-                    tabindex="0"
-                    data-about=format!("{meaning}; computed by {}", score.explanation_score_model_name)
-                >
+                <div class="axis-row" tabindex="0" data-about=format!("{meaning}; computed by {by}{interval}")>
                     <span class="axis-name">{name}</span>
                     <span class="axis" style=style role="img" aria-label=text>
+                        <i class="axis-interval"></i>
                         <i class="axis-span"></i>
                         <i class="axis-base"></i>
                         <i class="axis-dot"></i>
@@ -81,10 +107,9 @@ pub fn ScoreAxis(scores: Vec<Score>) -> impl IntoView {
 /// The same on a card: one small axis and the number.
 #[component]
 pub fn ScoreMark(score: Score) -> impl IntoView {
-    let end = score.value.max(score.baseline).max(1.0);
-    let style = axis_style(&score, end);
+    let style = axis_style(&score, score.value.max(score.baseline).max(1.0));
     let (name, _) = score_name(&score);
-    let text = format!("{name} {}, random pictures {}", sig3(score.value), sig3(score.baseline));
+    let text = format!("{name} {}, {} {}", sig3(score.value), baseline_name(&score), sig3(score.baseline));
     view! {
         <span class="mark" title=text.clone()>
             <span class="axis" style=style role="img" aria-label=text.clone()>
@@ -221,6 +246,23 @@ pub fn ProvenanceNote(provenance: Provenance) -> impl IntoView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interval_lies_around_its_value_on_the_scores_own_axis() {
+        let clip = Score {
+            value: 24.0,
+            baseline: 18.0,
+            explanation_score_type_name: "clip score".into(),
+            interval: Some([23.0, 25.5]),
+            samples: 5,
+            ..Score::default()
+        };
+        assert_eq!(axis_style(&clip, 1.0), "--v:24.0%;--b:18.0%;--l:23.0%;--h:25.5%");
+        assert_eq!(interval_text(&clip).as_deref(), Some(", 95% interval 23.0 to 25.5 (n = 5)"));
+        let bare = Score { value: 0.5, baseline: 0.25, ..Score::default() };
+        assert_eq!(axis_style(&bare, 1.0), "--v:50.0%;--b:25.0%;--l:50.0%;--h:50.0%", "no width");
+        assert_eq!(interval_text(&bare), None);
+    }
 
     #[test]
     fn a_value_and_its_baseline_share_the_axis() {

@@ -4,7 +4,7 @@ use crate::{
     api::{Fetched, SourceKey, endpoint},
     components::{FeatureCard, Load, Pager, Picker, ProvenanceNote, SearchField, Skeleton, Stat},
     format::{count, number, percent, shortest, sig3},
-    links::{PER_PAGE, feature_query_from_params, feature_query_pairs, feature_query_string, source_path},
+    links::{PER_PAGE, api_path, feature_query_from_params, feature_query_pairs, feature_query_string, source_path},
     pages::use_source_key,
 };
 use api::{Category, FeatureList, FeatureQuery, FeatureSort, Source};
@@ -57,6 +57,8 @@ pub fn SourcePage() -> impl IntoView {
 /// What the SAE is, in a few numbers.
 #[component]
 fn SourceHead(source: Source) -> impl IntoView {
+    // A picture of the server's: the bundle has no room for another page.
+    let map = api_path(&SourceKey::from(&source), "/map.svg");
     let stats = view! {
         <Stat name="latents" value=count(source.latents) about="directions the autoencoder can name; a feature is one of them" />
         <Stat name="alive" value=count(source.alive) about="latents that fired at least once on the pictures" />
@@ -80,7 +82,12 @@ fn SourceHead(source: Source) -> impl IntoView {
                     "Features of " <span class="mono">{source.model_id}</span> " at "
                     <span class="mono">{source.hook_point}</span>
                 </h1>
-                <p class="lead">{source.description}</p>
+                <p class="lead">
+                    {source.description} " "
+                    <a href=map rel="external">
+                        "2-D map"
+                    </a>
+                </p>
             </div>
             <dl class="stats">{stats}</dl>
             <ProvenanceNote provenance=source.provenance />

@@ -107,6 +107,7 @@ pub fn summary(index: u32) -> FeatureSummary {
         baseline: 0.05,
         explanation_score_type_name: "iou".into(),
         explanation_score_model_name: "dissect (exact masks)".into(),
+        ..Score::default()
     };
     FeatureSummary {
         model_id: "pocket".into(),
@@ -136,6 +137,16 @@ fn feature(index: u32) -> Answer<Feature> {
         baseline: 0.3,
         explanation_score_type_name: "pmi".into(),
         explanation_score_model_name: "caption words".into(),
+        ..Score::default()
+    };
+    let computed = Score {
+        value: 0.61,
+        baseline: 0.08,
+        explanation_score_type_name: "iou".into(),
+        explanation_score_model_name: "a grounder".into(),
+        interval: Some([0.52, 0.7]),
+        samples: 20,
+        provenance: "2026-11-23, seed 0, pocket-cache (3,200 pictures)".into(),
     };
     let explanations = summary.label.iter().map(|label| Explanation {
         id: format!("e{index}"),
@@ -143,7 +154,7 @@ fn feature(index: u32) -> Answer<Feature> {
         type_name: "dissect".into(),
         explanation_model_name: "dissect (exact masks)".into(),
         category: summary.category,
-        scores: summary.score.iter().cloned().chain([pmi.clone()]).collect(),
+        scores: summary.score.iter().cloned().chain([pmi.clone(), computed.clone()]).collect(),
         created_at: "2026-11-22".into(),
         ..Explanation::default()
     });
@@ -164,6 +175,8 @@ fn feature(index: u32) -> Answer<Feature> {
         neg_values: vec![-0.91, -0.62, -0.51, -0.42, -0.38, -0.31],
         topk_cos_sim_indices: vec![1, 2],
         topk_cos_sim_values: vec![0.5, 0.4],
+        umap_x: None,
+        umap_y: None,
         explanations: explanations.collect(),
         dead: summary.dead,
         provenance: provenance(),

@@ -80,7 +80,12 @@ async fn a_feature_shows_label_score_baseline_and_examples() {
     assert_eq!(status, 200);
     assert!(html.contains("<title>dog · feature 0 of pocket 3-res-3k · LMM Scope</title>"), "the title unfurls");
     assert!(html.contains("property=\"og:title\""));
-    assert!(html.contains("IoU 0.720, random pictures 0.0500"), "score and baseline stand together");
+    assert!(html.contains("IoU 0.720, random places 0.0500"), "score and baseline stand together");
+    assert!(html.contains("IoU 0.610, random places 0.0800, 95% interval 0.520 to 0.700 (n = 20)"), "and its interval");
+    assert!(
+        html.contains("computed by a grounder, 2026-11-23, seed 0, pocket-cache (3,200 pictures)"),
+        "by whom, when"
+    );
     assert_eq!(count(&html, "class=\"example\""), 24);
     assert!(html.contains("fires on "), "heat maps have a text summary");
     assert!(html.contains("dissect (exact masks)") && html.contains("pocket@1a2b3c4d5e6f"), "provenance");

@@ -40,7 +40,7 @@ pub struct Extractor<B: Backend> {
 }
 
 /// What is kept of a picture.
-pub(super) struct Encoded {
+pub(crate) struct Encoded {
     /// `image` is not filled in.
     pub tokens: PictureTokens,
     /// Kept positions, rising.

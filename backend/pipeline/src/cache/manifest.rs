@@ -123,7 +123,7 @@ impl Manifest {
             return Err(CacheError::other(
                 folder,
                 format!(
-                    "this cache was begun with {name} {begun}, but {wanted} is asked for; \
+                    "it was begun with {name} {begun}, but {wanted} is asked for; \
                      ask for the same, or name another folder with --out"
                 ),
             ));
@@ -133,7 +133,7 @@ impl Manifest {
             return Err(CacheError::other(
                 folder,
                 format!(
-                    "this cache was begun on other pictures ({name}, {layout}) than {} ({}), or files have come, gone \
+                    "it was begun on other pictures ({name}, {layout}) than {} ({}), or files have come, gone \
                      or changed since; name another folder with --out",
                     images.name(),
                     images.layout()

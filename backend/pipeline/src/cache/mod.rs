@@ -18,6 +18,7 @@ mod hidden;
 mod manifest;
 mod read;
 mod shard;
+mod stream;
 
 pub use error::CacheError;
 pub use extractor::{Extractor, SaeWeights};
@@ -26,6 +27,7 @@ pub use manifest::{FORMAT, FilterOf, ImageSetOf, Manifest, Settings, TokenKind};
 pub use read::{Cache, PictureTokens, Shard, Skipped, read};
 pub use shard::{Job, MAX_SHARD_PICTURES, write_shard_file};
 pub use store::files::Activation;
+pub(crate) use stream::{Passed, pass};
 
 use crate::images::{ImageSet, list};
 use burn::tensor::backend::Backend;

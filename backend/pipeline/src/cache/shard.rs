@@ -1,4 +1,4 @@
-//! One shard: its pictures decoded ahead of the model, their activations sorted in memory, and written.
+//! One shard: its pictures through the model, their activations sorted in memory, and written.
 
 use super::{
     CacheError, CacheFolder, Extractor, Manifest, PictureTokens, Skipped,
@@ -6,22 +6,16 @@ use super::{
     folder::write_whole,
     hidden::HiddenWriter,
     read::{CACHE, MANIFEST, PICTURES, SKIPPED},
+    stream::{Passed, pass},
 };
-use crate::images::{ImageSet, ImagesError, ListedPicture, PlaceReader, hex, read_list};
+use crate::images::{ImageSet, read_list};
 use burn::tensor::backend::Backend;
 use half::f16;
-use image::DynamicImage;
-use model::{TopK, picture::decode_picture};
+use model::TopK;
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
-use std::{
-    path::Path,
-    sync::mpsc::{SyncSender, sync_channel},
-};
+use std::{ops::ControlFlow, path::Path};
 use store::files::{Activation, write_activations};
 
-/// Decoded pictures that wait for the model.
-const AHEAD: usize = 4;
 /// Bits of a key: a shard's picture and its token; the feature has the rest.
 const IMAGE_BITS: u32 = 12;
 const TOKEN_BITS: u32 = 20;
@@ -36,13 +30,6 @@ pub struct Job<'a, B: Backend> {
     pub extractor: &'a Extractor<B>,
     /// The features that are kept, rising, if not all.
     pub filter: Option<&'a [u32]>,
-}
-
-/// A picture on its way to the model.
-enum Coming {
-    /// Its number, its id, its pixels.
-    Picture(u32, String, DynamicImage),
-    Skipped(Skipped),
 }
 
 /// What a shard's file is made of.
@@ -91,33 +78,26 @@ impl<B: Backend> Job<'_, B> {
         let images = self.manifest.images_of(shard);
         let first = images.start;
         let pictures = read_list(&self.folder.images(), images)?;
-        let root = self.images.root();
+        let keep_hidden = hidden.is_some();
         let mut gathered = Gathered { rows: Rows::new(self), ..Gathered::default() };
-        std::thread::scope(|scope| -> Result<Gathered, CacheError> {
-            let (sender, receiver) = sync_channel(AHEAD);
-            scope.spawn(move || decode_all(root, pictures, &sender));
-            for coming in receiver {
-                match coming? {
-                    Coming::Skipped(skipped) => gathered.skipped.push(skipped),
-                    Coming::Picture(image, id, decoded) => {
-                        let encoded = self.extractor.run(decoded, hidden.is_some());
-                        let encoded =
-                            encoded.map_err(|error| CacheError::Picture { image, id, source: Box::new(error) })?;
-                        let Encoded { tokens, positions, top, hidden: states } = encoded;
-                        if let (Some(writer), Some(states)) = (&mut hidden, &states) {
-                            writer.push(image, &positions, states)?;
-                        }
-                        if let Some(top) = &top {
-                            let fits = gathered.rows.add(image - first, &positions, top);
-                            fits.map_err(|reason| CacheError::other(&self.folder.shard(shard), reason))?;
-                        }
-                        gathered.pictures.push(PictureTokens { image, ..tokens });
+        pass(self.extractor, self.images.root(), pictures, keep_hidden, &mut |passed| {
+            match passed {
+                Passed::Skipped(skipped) => gathered.skipped.push(skipped),
+                Passed::Encoded(image, Encoded { tokens, positions, top, hidden: states }) => {
+                    if let (Some(writer), Some(states)) = (&mut hidden, &states) {
+                        writer.push(image, &positions, states)?;
                     }
+                    if let Some(top) = &top {
+                        let fits = gathered.rows.add(image - first, &positions, top);
+                        fits.map_err(|reason| CacheError::other(&self.folder.shard(shard), reason))?;
+                    }
+                    gathered.pictures.push(PictureTokens { image, ..tokens });
                 }
-                done();
             }
-            Ok(gathered)
-        })
+            done();
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(gathered)
     }
 }
 
@@ -142,39 +122,6 @@ pub fn write_shard_file(
         (SKIPPED.to_owned(), serde_json::to_string(skipped).map_err(bug)?),
     ];
     write_whole(&path, |file| Ok(write_activations(&path, file, rows, texts)?)).map(drop)
-}
-
-/// Reads, checks and decodes a shard's pictures, until nobody takes them any more. Duplicates are passed over.
-fn decode_all(root: &Path, pictures: Vec<ListedPicture>, sender: &SyncSender<Result<Coming, ImagesError>>) {
-    let mut reader = PlaceReader::new(root);
-    for picture in pictures.into_iter().filter(|picture| !picture.is_duplicate()) {
-        let coming = decode(&mut reader, root, picture);
-        let failed = coming.is_err();
-        if sender.send(coming).is_err() || failed {
-            return;
-        }
-    }
-}
-
-fn decode(reader: &mut PlaceReader, root: &Path, picture: ListedPicture) -> Result<Coming, ImagesError> {
-    let skipped = |picture: ListedPicture, reason: String| {
-        Coming::Skipped(Skipped { image: picture.image, id: picture.id, reason })
-    };
-    if !picture.problem.is_empty() {
-        let reason = picture.problem.clone();
-        return Ok(skipped(picture, reason));
-    }
-    let bytes = reader.read(&picture.place)?;
-    if hex(&Sha256::digest(&bytes)) != picture.sha256 {
-        return Err(ImagesError::File {
-            path: root.join(picture.place.file()),
-            reason: format!("picture {} has changed since the set was listed; begin another cache", picture.id),
-        });
-    }
-    Ok(match decode_picture(&bytes) {
-        Ok(decoded) => Coming::Picture(picture.image, picture.id, decoded),
-        Err(error) => skipped(picture, error.to_string()),
-    })
 }
 
 /// Activations of a shard, 16 bytes each: feature, picture and token in one number, so that sorting is fast.

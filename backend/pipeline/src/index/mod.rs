@@ -3,7 +3,7 @@
 //! ```text
 //! shards ─▶ merge (several passes if need be) ─▶ activations.parquet
 //!            └─▶ statistics, sketches, examples ─▶ examples.parquet ─▶ pictures.parquet
-//!                 └─▶ fires with, decoder neighbours, output tokens ─▶ features.parquet ─▶ source.json, index.json
+//!                 └─▶ fires with, decoder neighbours, map, tokens ─▶ features.parquet ─▶ source.json, index.json
 //! ```
 //!
 //! The files are those that the store imports, as it does the demo's. They are made in a folder of their own and get
@@ -11,11 +11,12 @@
 //!
 //! Exact, from values as they are cached (half floats): everything but `firing_values`, which `together.rs` estimates
 //! for features with more than 64 activations. Memory: what the merge is allowed, and about 3 KB a feature and a bit a
-//! picture, however many activations there are.
+//! picture, however many activations there are; 1 KB a living feature more while the map is made.
 
 mod counts;
 mod error;
 pub(crate) mod feature;
+mod map;
 mod merge;
 mod neighbours;
 mod pictures;
@@ -24,10 +25,13 @@ mod rows;
 mod staging;
 mod statistics;
 mod together;
+mod upload;
 
 pub use error::IndexError;
 pub use feature::TopLogits;
+pub use map::map_features;
 pub use reader::FeatureIndex;
+pub use upload::Upload;
 
 use crate::{
     cache::{self, Cache, FilterOf},
@@ -68,7 +72,7 @@ pub struct IndexOptions<'a> {
     pub cache: &'a Path,
     /// Folder of the index; made if there is none.
     pub out: &'a Path,
-    /// The SAE that the cache was made with, for neighbours.
+    /// The SAE that the cache was made with, for neighbours and the map.
     pub sae: Option<&'a SaeFile>,
     /// The pictures that the cache was made from; without them, grey ones are shown.
     pub images: Option<&'a ImageSet>,
@@ -112,6 +116,13 @@ pub struct IndexManifest {
     pub images: bool,
     /// Of `lmm-scope`.
     pub version: String,
+}
+
+impl IndexManifest {
+    /// Where the activations come from.
+    pub fn provenance(&self) -> api::Provenance {
+        rows::provenance(&self.cache, self.pictures)
+    }
 }
 
 /// What a run has done.

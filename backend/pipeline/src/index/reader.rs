@@ -1,9 +1,12 @@
-//! An index on disk: what it was made from, and the activations of one feature at a time.
+//! An index on disk or in a bucket: what it was made from, and the activations of one feature at a time.
 
 use super::{FORMAT, IndexError, IndexManifest};
 use crate::cache::Activation;
-use std::{fs, path::Path};
-use store::files::{ActivationsByFeature, names};
+use std::{fs, path::Path, sync::Arc};
+use store::{
+    files::{ActivationsByFeature, names},
+    objects::{Bucket, Location},
+};
 
 /// Name of the text in the footer of the activations that says which cache they are of.
 pub(super) const CACHE: &str = "lmm_scope.cache";
@@ -17,23 +20,38 @@ pub struct FeatureIndex {
 
 impl FeatureIndex {
     /// # Errors
-    /// When there is no index, it was not finished, or its files do not belong together.
-    pub fn open(folder: &Path) -> Result<Self, IndexError> {
-        let path = folder.join(names::INDEX);
-        let bytes = fs::read(&path).map_err(|source| IndexError::io(&path, source))?;
-        let manifest: IndexManifest =
-            serde_json::from_slice(&bytes).map_err(|error| IndexError::other(&path, format!("no index: {error}")))?;
-        if manifest.format != FORMAT {
-            let reason = format!("format {}; this program reads {FORMAT}", manifest.format);
-            return Err(IndexError::other(&path, reason));
+    /// When there is no index, it was not finished, its files do not belong together, or the bucket cannot be read.
+    pub fn open(location: impl Into<Location>) -> Result<Self, IndexError> {
+        match location.into() {
+            Location::Bucket { bucket, prefix } => Self::open_in(&Arc::new(Bucket::connect(&bucket, &prefix)?)),
+            Location::Folder(folder) => {
+                let path = folder.join(names::INDEX);
+                let bytes = fs::read(&path).map_err(|source| IndexError::io(&path, source))?;
+                let manifest = manifest(&path, &bytes)?;
+                let path = folder.join(names::ACTIVATIONS);
+                Self::of(&path, manifest, ActivationsByFeature::open(&path)?)
+            }
         }
-        let path = folder.join(names::ACTIVATIONS);
-        let file = ActivationsByFeature::open(&path)?;
-        let id = manifest.cache.id().map_err(|error| IndexError::other(&path, error))?;
+    }
+
+    /// An index in a bucket that is open. Of the activations, the footer is fetched here, and later the row groups of
+    /// the features that are asked for.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_in(bucket: &Arc<Bucket>) -> Result<Self, IndexError> {
+        let manifest = manifest(&bucket.at(names::INDEX), &bucket.read(names::INDEX)?)?;
+        let file = ActivationsByFeature::open_in(bucket, names::ACTIVATIONS)?;
+        Self::of(&bucket.at(names::ACTIVATIONS), manifest, file)
+    }
+
+    /// `path` is that of the activations.
+    fn of(path: &Path, manifest: IndexManifest, file: ActivationsByFeature) -> Result<Self, IndexError> {
+        let id = manifest.cache.id().map_err(|error| IndexError::other(path, error))?;
         let of = file.text(CACHE)?;
         if of != id {
             let reason = format!("activations of another cache ({of}, not {id}); run `lmm-scope index` again");
-            return Err(IndexError::other(&path, reason));
+            return Err(IndexError::other(path, reason));
         }
         Ok(Self { manifest, file })
     }
@@ -54,4 +72,13 @@ impl FeatureIndex {
     pub fn file(&self) -> &ActivationsByFeature {
         &self.file
     }
+}
+
+fn manifest(path: &Path, bytes: &[u8]) -> Result<IndexManifest, IndexError> {
+    let manifest: IndexManifest =
+        serde_json::from_slice(bytes).map_err(|error| IndexError::other(path, format!("no index: {error}")))?;
+    if manifest.format == FORMAT {
+        return Ok(manifest);
+    }
+    Err(IndexError::other(path, format!("format {}; this program reads {FORMAT}", manifest.format)))
 }

@@ -3,7 +3,8 @@
 use super::{
     IndexError, IndexOptions, Pool, Survey, TopLogits,
     feature::{NEIGHBOURS, bar_edges},
-    neighbours::{decoder_neighbours, decoder_rows},
+    map,
+    neighbours::{Near, Wanted, decoder_neighbours, decoder_rows},
     staging::Staging,
     statistics::Studied,
     together::Sketches,
@@ -38,12 +39,8 @@ impl Parts<'_> {
         let listed: Vec<u32> = studied.iter().map(|one| one.feature).collect();
         say("finding features that fire together");
         let firing = sketches.finish(pool).neighbours(&listed, NEIGHBOURS, pool);
-        let nearest = match self.options.sae {
-            None => vec![Vec::new(); listed.len()],
-            Some(sae) => decoder_neighbours(sae, &listed, NEIGHBOURS, pool, &|done| {
-                say(&format!("decoder neighbours of {done} of {} features", listed.len()));
-            })?,
-        };
+        let (nearest, places) = self.by_decoder(studied, &listed)?;
+        let mut places = places.into_iter();
         let source = self.source(0);
         staging.write(names::FEATURES, |path, file| {
             let mut writer = FeatureWriter::new(path, file)?;
@@ -58,6 +55,8 @@ impl Parts<'_> {
                 let mut tokens = tokens.into_iter();
                 for (one, (firing, nearest)) in block.iter().zip(&mut rest) {
                     let mut feature = self.feature(one, &source);
+                    let place = if feature.dead { None } else { places.next() };
+                    (feature.umap_x, feature.umap_y) = place.map(|[x, y]| (x, y)).unzip();
                     (feature.topk_cos_sim_indices, feature.topk_cos_sim_values) = nearest.into_iter().unzip();
                     if let Some(tokens) = tokens.next() {
                         (feature.pos_str, feature.pos_values, feature.neg_str, feature.neg_values) = tokens;
@@ -67,6 +66,28 @@ impl Parts<'_> {
             }
             writer.finish().map_err(IndexError::from)
         })
+    }
+
+    /// Decoder neighbours of the listed features, and the places of the living ones; nothing without an SAE.
+    fn by_decoder(&self, studied: &[Studied], listed: &[u32]) -> Result<(Vec<Near>, Vec<[f32; 2]>), IndexError> {
+        let (pool, say) = (self.pool, self.say);
+        let Some(sae) = self.options.sae else { return Ok((vec![Near::new(); listed.len()], Vec::new())) };
+        let alive: Vec<bool> = studied.iter().map(|one| one.activations > 0).collect();
+        let wanted =
+            [Wanted { n: NEIGHBOURS, among: None }, Wanted { n: map::NEIGHBOURS, among: Some(alive.as_slice()) }];
+        let found = decoder_neighbours(sae, listed, &wanted, pool, &|done| {
+            say(&format!("decoder neighbours of {done} of {} features", listed.len()));
+        })?;
+        let (mut nearest, mut of_living, mut living) = (Vec::with_capacity(listed.len()), Vec::new(), Vec::new());
+        for ((lists, alive), feature) in found.into_iter().zip(alive).zip(listed) {
+            let mut lists = lists.into_iter();
+            nearest.push(lists.next().unwrap_or_default());
+            if alive {
+                of_living.push(lists.next().unwrap_or_default());
+                living.push(*feature);
+            }
+        }
+        Ok((nearest, map::places(&living, of_living.into_iter(), pool, say)))
     }
 
     fn feature(&self, studied: &Studied, source: &Source) -> Feature {
@@ -90,7 +111,7 @@ impl Parts<'_> {
 
     /// `source.json`. Dates and revisions are the cache's: the numbers are made from nothing else.
     pub fn source(&self, alive: u32) -> Source {
-        let cache::Manifest { settings, image_set, date, .. } = &self.cache.manifest;
+        let cache::Manifest { settings, image_set, .. } = &self.cache.manifest;
         let hook = settings.hook_point.parse::<Hook>().unwrap_or(Hook::Block(0));
         let (Hook::Block(layer) | Hook::Vision(layer)) = hook;
         let kind = if matches!(hook, Hook::Vision(_)) { "vis" } else { "res" };
@@ -114,19 +135,25 @@ impl Parts<'_> {
             alive,
             fvu: None,
             explained: 0,
-            provenance: Provenance {
-                model: settings.model.clone(),
-                sae_revision: settings.sae_revision.clone(),
-                dtype: settings.dtype.clone(),
-                prompt_hash: settings.prompt_hash.clone(),
-                image_set: format!("{} ({pictures} pictures)", image_set.name),
-                date: date.clone(),
-            },
+            provenance: provenance(&self.cache.manifest, pictures),
             description: format!(
                 "Features of {} of {name} on the pictures of {}.",
                 settings.hook_point, image_set.name
             ),
         }
+    }
+}
+
+/// Where the numbers of a cache with so many pictures come from.
+pub(super) fn provenance(cache: &cache::Manifest, pictures: u32) -> Provenance {
+    let cache::Manifest { settings, image_set, date, .. } = cache;
+    Provenance {
+        model: settings.model.clone(),
+        sae_revision: settings.sae_revision.clone(),
+        dtype: settings.dtype.clone(),
+        prompt_hash: settings.prompt_hash.clone(),
+        image_set: format!("{} ({pictures} pictures)", image_set.name),
+        date: date.clone(),
     }
 }
 

@@ -13,7 +13,7 @@ use store::files::names;
 const FOLDER: &str = ".index.tmp";
 const LOCK: &str = "lock";
 /// Lies in the output's folder while files get their names: what is there without `index.json` is then ours.
-const COMMITTING: &str = ".index.committing";
+pub(super) const COMMITTING: &str = ".index.committing";
 
 /// Everything an index consists of, in the order in which it gets its name.
 pub(super) const FILES: [&str; 8] = [
@@ -44,9 +44,7 @@ impl Staging {
     /// # Errors
     /// When the folder cannot be written, holds artefacts of something else, or another process makes an index there.
     pub fn begin(out: &Path) -> Result<Self, IndexError> {
-        let ours = [names::INDEX, COMMITTING].iter().any(|name| out.join(name).exists());
-        if let Some(found) = FILES.iter().find(|name| !ours && out.join(name).exists()) {
-            let reason = format!("its {found} was not made by `index`, which would replace it; name another folder");
+        if let Some(reason) = not_ours(|name| out.join(name).exists()) {
             return Err(IndexError::other(out, reason));
         }
         let made = !out.exists();
@@ -123,6 +121,13 @@ impl Staging {
     fn sync(&self) {
         File::open(&self.out).and_then(|folder| folder.sync_all()).unwrap_or_default();
     }
+}
+
+/// Why an index may not be put where there are such files.
+pub(super) fn not_ours(there: impl Fn(&str) -> bool) -> Option<String> {
+    let ours = [names::INDEX, COMMITTING].into_iter().any(&there);
+    let found = FILES.iter().find(|name| !ours && there(name))?;
+    Some(format!("its {found} was not made by `index`, which would replace it; name another place"))
 }
 
 impl Drop for Staging {

@@ -85,6 +85,22 @@ impl Dissect {
     }
 }
 
+/// Its masks, for others.
+impl Dissect {
+    /// Whether a thing of this name has masks.
+    pub fn knows(&self, name: &str) -> bool {
+        self.truth.frequency.keys().any(|truth| truth.name == name)
+    }
+
+    /// Patches of a picture that show what is called so, row-major; `None` when nobody has masks of the picture.
+    pub fn patches(&self, picture: &str, name: &str) -> Option<Vec<bool>> {
+        let masks = self.truth.masks.get(picture)?;
+        let patches = masks.values().next()?.len();
+        let found = masks.iter().find(|(truth, _)| truth.name == name);
+        Some(found.map_or_else(|| vec![false; patches], |(_, mask)| mask.clone()))
+    }
+}
+
 /// The plan that the source was built by: only these have scenes that can be drawn anew.
 fn plan_of(source: &Source) -> Option<Plan> {
     let fits = |plan: &Plan| {
@@ -162,6 +178,7 @@ impl GroundTruth {
                 baseline,
                 explanation_score_type_name: "iou".into(),
                 explanation_score_model_name: "exact masks of composed scenes, stored examples".into(),
+                ..Score::default()
             }
         } else {
             let label = dissect::caption_label(&self.captions(task), &self.words, self.captions);
@@ -171,6 +188,7 @@ impl GroundTruth {
                 baseline: label.baseline,
                 explanation_score_type_name: "caption share".into(),
                 explanation_score_model_name: "captions of stored examples that have the first word".into(),
+                ..Score::default()
             }
         };
         Ok(Outcome::Scored { scores: vec![score] })

@@ -1,7 +1,8 @@
-//! Pictures as an interpreting model sees them: bright where the feature fires, dark elsewhere (paper, section 3.2).
+//! Pictures as interpreting and judging models see them: bright where the feature fires, dark elsewhere (paper, section
+//! 3.2), or whole.
 
 use api::Activation;
-use image::{DynamicImage, ImageFormat, imageops::FilterType};
+use image::{DynamicImage, ImageFormat, RgbImage, imageops::FilterType};
 use std::io::Cursor;
 
 /// Side of the pictures in pixels: the base picture of LLaVA-NeXT, a plain distorting resize.
@@ -9,10 +10,10 @@ const SIDE: u32 = 336;
 /// Brightness where the feature is silent.
 const DARK: f32 = 0.2;
 /// Share of the picture's largest activation from which on a place is fully bright.
-const BRIGHT: f32 = 0.2;
+pub(crate) const BRIGHT: f32 = 0.2;
 
 /// What the masks depend on, for the prompts' hash.
-pub(super) fn settings() -> String {
+pub(crate) fn settings() -> String {
     format!("side {SIDE}, dark {DARK}, bright {BRIGHT}")
 }
 
@@ -20,9 +21,8 @@ pub(super) fn settings() -> String {
 ///
 /// # Errors
 /// When the bytes are not a picture, or the example's patches are not on its grid.
-pub(super) fn masked_png(picture: &[u8], example: &Activation) -> Result<Vec<u8>, String> {
-    let decoded = image::load_from_memory(picture).map_err(|error| error.to_string())?;
-    let mut pixels = decoded.resize_exact(SIDE, SIDE, FilterType::CatmullRom).to_rgb8();
+pub(crate) fn masked_png(picture: &[u8], example: &Activation) -> Result<Vec<u8>, String> {
+    let mut pixels = scaled(picture)?;
     let [rows, columns] = example.image.grid.map(|length| length as usize);
     if rows == 0 || columns == 0 {
         return Err("the example has no grid".to_owned());
@@ -38,6 +38,23 @@ pub(super) fn masked_png(picture: &[u8], example: &Activation) -> Result<Vec<u8>
         let light = DARK + (1.0 - DARK) * between(&shares, [rows, columns], at(y, rows), at(x, columns));
         pixel.0 = pixel.0.map(|level| (f32::from(level) * light).round() as u8);
     }
+    png(pixels)
+}
+
+/// A whole picture as PNG, of the same size.
+///
+/// # Errors
+/// When the bytes are not a picture.
+pub(crate) fn whole_png(picture: &[u8]) -> Result<Vec<u8>, String> {
+    png(scaled(picture)?)
+}
+
+fn scaled(picture: &[u8]) -> Result<RgbImage, String> {
+    let decoded = image::load_from_memory(picture).map_err(|error| error.to_string())?;
+    Ok(decoded.resize_exact(SIDE, SIDE, FilterType::CatmullRom).to_rgb8())
+}
+
+fn png(pixels: RgbImage) -> Result<Vec<u8>, String> {
     let mut png = Cursor::new(Vec::new());
     DynamicImage::ImageRgb8(pixels).write_to(&mut png, ImageFormat::Png).map_err(|error| error.to_string())?;
     Ok(png.into_inner())
@@ -60,7 +77,7 @@ mod tests {
     #![allow(clippy::unwrap_used)] // tests panic on purpose
     use super::*;
     use api::ActivationImage;
-    use image::{Rgb, RgbImage};
+    use image::Rgb;
 
     fn white() -> Vec<u8> {
         let mut png = Cursor::new(Vec::new());
@@ -92,7 +109,15 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_picture_has_the_same_size_and_is_bright() {
+        let picture = image::load_from_memory(&whole_png(&white()).unwrap()).unwrap().to_rgb8();
+        assert_eq!(picture.dimensions(), (SIDE, SIDE));
+        assert!(picture.pixels().all(|pixel| pixel.0 == [255; 3]));
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
+        assert!(whole_png(b"not a picture").is_err());
         assert!(masked_png(b"not a picture", &fires_on(&[0], &[1.0])).is_err());
         assert!(masked_png(&white(), &fires_on(&[16], &[1.0])).unwrap_err().contains("patch 16"));
     }

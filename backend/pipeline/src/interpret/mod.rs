@@ -6,8 +6,8 @@
 //! larger model.
 
 mod dissect;
-mod masked;
-mod openai;
+pub(crate) mod masked;
+pub(crate) mod openai;
 mod worker;
 
 pub use dissect::Dissect;
@@ -73,19 +73,8 @@ impl Task {
         kind: JobKind,
         index: u32,
     ) -> Result<Option<Self>, StoreError> {
-        /// More than are stored.
-        const ALL: u32 = 200;
         let Some(feature) = store.find_feature(source, index).await? else { return Ok(None) };
-        let mut examples: Vec<Activation> = Vec::new();
-        let mut known = BTreeSet::new();
-        for kind in ActivationKind::ALL {
-            let found = store.list_activations(source, index, kind, ALL).await?.unwrap_or_default();
-            let new = found.activations.into_iter().filter(|example| known.insert(example.image.picture.id.clone()));
-            examples.extend(new);
-        }
-        examples.sort_by(|a, b| {
-            b.mean_value.total_cmp(&a.mean_value).then_with(|| a.image.picture.id.cmp(&b.image.picture.id))
-        });
+        let examples = list_examples(store, source, index).await?;
         let mut pictures = Vec::new();
         let wanted = if kind == JobKind::Explain { interpreter.pictures() } else { 0 };
         for example in examples.iter().take(wanted) {
@@ -96,6 +85,30 @@ impl Task {
         let said = queue.find_explanation(&interpreter.identity().assignment(&source.source), index).await?;
         Ok(Some(Self { kind, feature, examples, pictures, said }))
     }
+}
+
+/// Stored examples of every kind, each picture once, by falling mean activation.
+///
+/// # Errors
+/// When the database fails.
+pub(crate) async fn list_examples(
+    store: &Store,
+    source: &SourceEntry,
+    index: u32,
+) -> Result<Vec<Activation>, StoreError> {
+    /// More than are stored.
+    const ALL: u32 = 200;
+    let mut examples: Vec<Activation> = Vec::new();
+    let mut known = BTreeSet::new();
+    for kind in ActivationKind::ALL {
+        let found = store.list_activations(source, index, kind, ALL).await?.unwrap_or_default();
+        let new = found.activations.into_iter().filter(|example| known.insert(example.image.picture.id.clone()));
+        examples.extend(new);
+    }
+    examples.sort_by(|a, b| {
+        b.mean_value.total_cmp(&a.mean_value).then_with(|| a.image.picture.id.cmp(&b.image.picture.id))
+    });
+    Ok(examples)
 }
 
 /// An outcome, and what it took.

@@ -7,12 +7,13 @@ use super::plan::Plan;
 use super::sprites::Sprites;
 use super::tower::seeds;
 use crate::index::feature::{Firing, NEIGHBOURS, QUANTILES, TopLogits, bar_edges, bar_of, strongest, top_logits};
+use crate::index::map_features;
 use anyhow::{Context, Result};
 use api::{ActivationKind, Category, Explanation, Feature, Provenance, Score, Source};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use model::weights::f32_from_tensor;
-use model::{Lmm, PromptInput, Sae};
+use model::{Lmm, PromptInput, Sae, SaeFile};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -91,6 +92,8 @@ pub fn index<B: Backend>(
         let firing = firing_neighbours(index, sae.latents(), &cache);
         features.push(FeatureRow { feature, firing });
     }
+    let file = SaeFile::open(&out.join("sae").join(plan.hook_point()))?;
+    map_features(&file, &mut features, None, &|doing| tracing::info!("{doing}"))?;
     let source = source(plan, &sae, &cache, &features, provenance);
     write_rows(plan, sprites, &lmm, &sae, out, cache.pictures, &examples)?;
     write_features(&out.join(names::FEATURES), &features)?;
@@ -302,6 +305,7 @@ fn explain<B: Backend>(
             baseline: found.baseline,
             explanation_score_type_name: "iou".into(),
             explanation_score_model_name: "exact masks of composed scenes".into(),
+            ..Score::default()
         };
         (found.truth.name, found.truth.category, "dissect", "dissection with exact masks", score)
     } else if let Some((token, share, baseline)) = text_token(index, cache, lmm) {
@@ -310,6 +314,7 @@ fn explain<B: Backend>(
             baseline,
             explanation_score_type_name: "token share".into(),
             explanation_score_model_name: "activation on the token in texts".into(),
+            ..Score::default()
         };
         (format!("the word “{token}”"), Category::Text, "token", "strongest text token", score)
     } else {
@@ -324,6 +329,7 @@ fn explain<B: Backend>(
             baseline: label.baseline,
             explanation_score_type_name: "caption share".into(),
             explanation_score_model_name: "captions of the top pictures that have the first word".into(),
+            ..Score::default()
         };
         (label.description, Category::Unknown, "words", "caption words", score)
     };

@@ -20,10 +20,13 @@ pub struct State {
     pub adam: Adam,
     /// Tokens since each latent fired.
     pub silent: Vec<u64>,
+    /// Where the next batch begins, as the source of the tokens says it ([`super::Batch::next`]).
+    pub place: String,
 }
 
 /// Keys of a checkpoint's metadata.
 const STEP: &str = "step";
+const PLACE: &str = "place";
 const SETTINGS: &str = "settings";
 
 impl State {
@@ -33,7 +36,10 @@ impl State {
     /// When the disk does not take it. The old one is then still there.
     pub fn save(&self, path: &Path, settings: &Settings) -> Result<(), TrainError> {
         let settings = settings.json().map_err(|error| TrainError::file(path, error))?;
-        let metadata = HashMap::from([(STEP.to_owned(), self.step.to_string()), (SETTINGS.to_owned(), settings)]);
+        let mut metadata = HashMap::from([(STEP.to_owned(), self.step.to_string()), (SETTINGS.to_owned(), settings)]);
+        if !self.place.is_empty() {
+            metadata.insert(PLACE.to_owned(), self.place.clone());
+        }
         let mut tensors = named(&self.weights, "");
         tensors.extend(named(&self.adam.mean, "adam.mean."));
         tensors.extend(named(&self.adam.square, "adam.square."));
@@ -55,10 +61,8 @@ impl State {
         let map = map_file(path)?;
         let (_, header) = SafeTensors::read_metadata(&map).map_err(|error| damaged(error.to_string()))?;
         let file = SafeTensors::deserialize(&map).map_err(|error| damaged(error.to_string()))?;
-        let entry = |key: &str| {
-            let entries = header.metadata().as_ref();
-            entries.and_then(|entries| entries.get(key)).ok_or_else(|| damaged(format!("its metadata lack `{key}`")))
-        };
+        let find = |key: &str| header.metadata().as_ref().and_then(|entries| entries.get(key));
+        let entry = |key: &str| find(key).ok_or_else(|| damaged(format!("its metadata lack `{key}`")));
         let difference = settings.difference(entry(SETTINGS)?).map_err(|error| damaged(error.to_string()))?;
         if let Some(difference) = difference {
             let reason = format!("belongs to another run: {difference}; give its settings, or another --out");
@@ -91,7 +95,8 @@ impl State {
         let silent =
             silent.chunks_exact(8).map(|b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
         let adam = Adam { mean: weights("adam.mean.")?, square: weights("adam.square.")? };
-        Ok(Some(Self { step, weights: weights("")?, adam, silent: silent.collect() }))
+        let place = find(PLACE).cloned().unwrap_or_default();
+        Ok(Some(Self { step, weights: weights("")?, adam, silent: silent.collect(), place }))
     }
 }
 

@@ -3,7 +3,7 @@
 //! A folder of safetensors files, each with `hidden [tokens, d_model]` in f16, bf16 or f32, as `lmm-scope cache
 //! --hidden` and `lmm-scope extract` write them. They stay in their files: memory holds a batch or two.
 
-use super::TrainError;
+use super::{Batch, Tokens, TrainError, Wanted};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -73,6 +73,7 @@ impl HiddenShards {
         self.d_model
     }
 
+    /// How many there are.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
@@ -112,6 +113,32 @@ impl HiddenShards {
         let start = shard.start + (token - shard.first) as usize * width;
         widen(&shard.map[start..start + width], shard.dtype, out);
         out.iter().any(|value| !value.is_finite())
+    }
+}
+
+impl Tokens for HiddenShards {
+    fn d_model(&self) -> usize {
+        self.d_model
+    }
+
+    fn count(&self) -> Option<u64> {
+        Some(self.tokens)
+    }
+
+    fn prepare(&self, _folder: &Path) -> Result<String, TrainError> {
+        Ok(self.fingerprint.clone())
+    }
+
+    fn stream(&self, wanted: &Wanted<'_>, give: &mut dyn FnMut(Result<Batch, TrainError>) -> bool) {
+        let mut order = Order::new(wanted.seed, self.tokens);
+        for step in wanted.step.. {
+            let position = step * wanted.batch_tokens as u64;
+            let rows = self.batch(&mut order, position, wanted.batch_tokens);
+            let failed = rows.is_err();
+            if !give(rows.map(|rows| Batch { rows, next: String::new() })) || failed {
+                return;
+            }
+        }
     }
 }
 
@@ -233,7 +260,7 @@ impl Order {
         let (epoch, place) = (position / self.tokens, position % self.tokens);
         if self.epoch != Some(epoch) {
             self.blocks = (0..self.tokens.div_ceil(BLOCK) as u32).collect();
-            let mut rng = self.rng(epoch, 0);
+            let mut rng = random(self.seed, epoch, 0);
             self.blocks.shuffle(&mut rng);
             let last = self.blocks.len() as u32 - 1;
             self.short = self.blocks.iter().position(|block| *block == last).unwrap_or_default() as u64;
@@ -257,7 +284,7 @@ impl Order {
     }
 
     fn fill_window(&mut self, epoch: u64, window: u64) {
-        let mut rng = self.rng(epoch, window + 1);
+        let mut rng = random(self.seed, epoch, window + 1);
         let end = ((window + 1) * WINDOW).min(self.blocks.len() as u64);
         let blocks = &self.blocks[(window * WINDOW) as usize..end as usize];
         self.rows.clear();
@@ -268,12 +295,13 @@ impl Order {
         self.rows.shuffle(&mut rng);
         self.window = Some((epoch, window));
     }
+}
 
-    fn rng(&self, epoch: u64, part: u64) -> ChaCha8Rng {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        rng.set_stream((epoch << 32) | part);
-        rng
-    }
+/// Random numbers of one part of an epoch, which those of no other part repeat.
+pub(super) fn random(seed: u64, epoch: u64, part: u64) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream((epoch << 32) | part);
+    rng
 }
 
 #[cfg(test)]

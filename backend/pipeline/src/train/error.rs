@@ -1,5 +1,6 @@
 //! Why an SAE cannot be trained: always with the file or the setting, and what to do.
 
+use crate::cache::CacheError;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,12 @@ pub enum TrainError {
     Asked(String),
     #[error("step {step}: the loss is not finite; --lr is too large, or all tokens of the hidden states are alike")]
     Diverged { step: u64 },
+    /// A source that hands out fewer batches than it was asked for.
+    #[error("step {step}: there are no more tokens; this is a bug of their source")]
+    Ended { step: u64 },
+    /// Pictures, or the model that looks at them.
+    #[error(transparent)]
+    Pictures(#[from] CacheError),
     /// The log cannot be read or written.
     #[error(transparent)]
     Log(#[from] store::files::FileError),

@@ -1,7 +1,7 @@
 //! Everything that decides a run's numbers.
 
+use super::TrainError;
 use super::step::Objective;
-use super::{HiddenShards, TrainError};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -40,7 +40,7 @@ pub struct Settings {
     pub dead_tokens: u64,
     pub seed: u64,
     pub dtype: Precision,
-    /// Fingerprint of the hidden states.
+    /// What the hidden states are: [`super::train`] fills it in.
     pub hidden: String,
 }
 
@@ -48,9 +48,8 @@ pub struct Settings {
 const MAX_BATCH: usize = 1 << 28;
 
 impl Settings {
-    /// EleutherAI's defaults for some hidden states: one pass, rate by [`Self::usual_rate`], `α = 1/32`, MultiTopK.
-    pub fn new(shards: &HiddenShards, latents: usize, k: usize, batch_tokens: usize) -> Self {
-        let tokens = shards.tokens();
+    /// EleutherAI's defaults: rate by [`Self::usual_rate`], `α = 1/32`, MultiTopK. `tokens` are those to train on.
+    pub fn new(tokens: u64, latents: usize, k: usize, batch_tokens: usize) -> Self {
         let mut settings = Self {
             latents,
             k,
@@ -64,7 +63,7 @@ impl Settings {
             dead_tokens: 10_000_000,
             seed: 0,
             dtype: Precision::F32,
-            hidden: shards.fingerprint().to_owned(),
+            hidden: String::new(),
         };
         settings.warmup_steps = settings.usual_warmup();
         settings
@@ -84,12 +83,13 @@ impl Settings {
         self.tokens / (self.batch_tokens as u64).max(1)
     }
 
-    /// Checks them against each other and the hidden states.
+    /// Checks them against each other and the number of hidden states, where that is known.
     ///
     /// # Errors
     /// The first that does not fit, by its flag's name.
-    pub fn check(&self, shards: &HiddenShards) -> Result<(), TrainError> {
+    pub fn check(&self, count: Option<u64>) -> Result<(), TrainError> {
         let (latents, k, batch) = (self.latents, self.k, self.batch_tokens);
+        let count = count.unwrap_or(u64::MAX);
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let wrong = [
             (latents == 0 || u32::try_from(latents).is_err(), format!("--latents: {latents} cannot be trained")),
@@ -98,10 +98,7 @@ impl Settings {
                 !(2..=MAX_BATCH).contains(&batch),
                 format!("--batch-tokens: {batch}; it must be between 2 and {MAX_BATCH}"),
             ),
-            (
-                batch as u64 > shards.tokens(),
-                format!("--batch-tokens: {batch}, but there are {} hidden states; give fewer", shards.tokens()),
-            ),
+            (batch as u64 > count, format!("--batch-tokens: {batch}, but there are {count} hidden states; give fewer")),
             (self.steps() == 0, format!("--tokens: {} are less than one batch of {batch}", self.tokens)),
             (!positive(self.lr), format!("--lr: {}; it must be above 0", self.lr)),
             (
@@ -142,7 +139,7 @@ impl Settings {
         let kept: Value = serde_json::from_str(kept)?;
         let own: Value = serde_json::from_str(&self.json()?)?;
         if kept.get("hidden") != own.get("hidden") {
-            return Ok(Some("--hidden: other hidden states than those it was trained on".to_owned()));
+            return Ok(Some("other hidden states than those it was trained on".to_owned()));
         }
         let names = own.as_object().into_iter().flatten().map(|(name, _)| name);
         let differences = names.filter(|name| kept.get(name) != own.get(name)).map(|name| {

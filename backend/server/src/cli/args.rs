@@ -1,8 +1,10 @@
 //! Flags that several commands share: the doc comments are the manual.
 
 use crate::config::ComputeArgs;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use model::hook::Hook;
 use std::path::PathBuf;
+use store::objects::Location;
 
 /// What a run of the model needs.
 #[derive(Debug, Clone, clap::Args)]
@@ -65,6 +67,11 @@ impl HookArgs {
             (None, layer) => (Hook::Block(layer.unwrap_or_default()), "--layer"),
         }
     }
+}
+
+/// A folder, or s3://bucket/prefix.
+pub fn location() -> impl TypedValueParser<Value = Location> {
+    OsStringValueParser::new().try_map(Location::from_os)
 }
 
 /// A whole number from 0 up.

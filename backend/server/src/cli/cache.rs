@@ -114,7 +114,8 @@ pub struct CacheArgs {
     json: bool,
 }
 
-fn token_kind(name: &str) -> Result<TokenKind, String> {
+/// `image` or `text`.
+pub(super) fn token_kind(name: &str) -> Result<TokenKind, String> {
     match name {
         "image" => Ok(TokenKind::Image),
         "text" => Ok(TokenKind::Text),
@@ -146,8 +147,7 @@ struct OpenSae {
 /// Bad input, in one line. Shards that are done stay.
 pub fn run(args: CacheArgs) -> Result<(), CliError> {
     check_out(&args)?;
-    let (text, chat) = args.prompt_text();
-    let input = PromptInput { text, chat, image: None };
+    let input = prompt_of(args.prompt.as_deref(), args.raw_prompt.as_deref());
     let setup = Setup::without_picture(&args.model, args.revision.as_deref(), args.compute, args.hook.named(), input)?;
     let rendered = rendered(&setup)?;
     let sae = args.sae.as_deref().map(|dir| open_sae(dir, Some(setup.hook))).transpose()?;
@@ -211,8 +211,15 @@ fn check_out(args: &CacheArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+/// What every picture is asked; without a prompt, the picture alone.
+pub(super) fn prompt_of(prompt: Option<&str>, raw_prompt: Option<&str>) -> PromptInput {
+    let chat = prompt.is_some();
+    let text = prompt.or(raw_prompt).unwrap_or(PICTURE_ALONE).to_owned();
+    PromptInput { text, chat, image: None }
+}
+
 /// The text that is tokenised, with exactly one place for the picture.
-fn rendered(setup: &Setup) -> Result<String, CliError> {
+pub(super) fn rendered(setup: &Setup) -> Result<String, CliError> {
     let PromptInput { text, chat, .. } = &setup.input;
     let rendered = if *chat { ChatTemplate::load(&setup.folder)?.render(text, true)? } else { text.clone() };
     match rendered.matches(PICTURE_ALONE).count() {
@@ -225,16 +232,36 @@ fn rendered(setup: &Setup) -> Result<String, CliError> {
     }
 }
 
-impl CacheArgs {
-    /// The prompt, and whether it goes through the chat template.
-    fn prompt_text(&self) -> (String, bool) {
-        match (&self.prompt, &self.raw_prompt) {
-            (Some(prompt), _) => (prompt.clone(), true),
-            (None, Some(raw)) => (raw.clone(), false),
-            (None, None) => (PICTURE_ALONE.to_owned(), false),
-        }
+/// What decides the hidden states of pictures; without an SAE, and not yet cut into shards. `flag` named the tokens.
+pub(super) fn settings_of(
+    setup: &Setup,
+    rendered: &str,
+    tokens: &[TokenKind],
+    flag: &'static str,
+) -> Result<Settings, CliError> {
+    let weights = revision::of_files(&model::weights::checkpoint_files(&setup.folder)?)?;
+    let mut tokens = tokens.to_vec();
+    tokens.sort_unstable();
+    tokens.dedup();
+    if matches!(setup.hook, Hook::Vision(_)) && tokens.contains(&TokenKind::Text) {
+        return Err(CliError::flag(flag, format!("{} sees no text; keep image alone", setup.hook)));
     }
+    Ok(Settings {
+        format: FORMAT,
+        model: format!("{}@{weights}", setup.name),
+        hook_point: setup.hook.to_string(),
+        dtype: setup.dtype.to_string(),
+        prompt: setup.input.text.clone(),
+        chat: setup.input.chat,
+        prompt_hash: digits(&Sha256::digest(rendered)),
+        tokens,
+        d_model: setup.width() as u32,
+        hidden: true,
+        ..Settings::default()
+    })
+}
 
+impl CacheArgs {
     fn settings(
         &self,
         setup: &Setup,
@@ -242,29 +269,14 @@ impl CacheArgs {
         sae: Option<&OpenSae>,
         filter: Option<&[u32]>,
     ) -> Result<Settings, CliError> {
-        let weights = revision::of_files(&model::weights::checkpoint_files(&setup.folder)?)?;
-        let mut tokens = self.tokens.clone();
-        tokens.sort_unstable();
-        tokens.dedup();
-        if matches!(setup.hook, Hook::Vision(_)) && tokens.contains(&TokenKind::Text) {
-            return Err(CliError::flag("--tokens", format!("{} sees no text; keep image alone", setup.hook)));
-        }
         Ok(Settings {
-            format: FORMAT,
-            model: format!("{}@{weights}", setup.name),
             sae_revision: sae.map(|sae| revision::of_sae(&sae.folder)).transpose()?.unwrap_or_default(),
-            hook_point: setup.hook.to_string(),
-            dtype: setup.dtype.to_string(),
-            prompt: setup.input.text.clone(),
-            chat: setup.input.chat,
-            prompt_hash: digits(&Sha256::digest(rendered)),
-            tokens,
             k: sae.map_or(0, |sae| sae.file.k() as u32),
             latents: sae.map_or(0, |sae| sae.file.latents() as u32),
-            d_model: setup.width() as u32,
             filter: filter.map(FilterOf::of),
             hidden: self.hidden,
             shard_pictures: self.shard_pictures as u32,
+            ..settings_of(setup, rendered, &self.tokens, "--tokens")?
         })
     }
 }

@@ -26,11 +26,13 @@ pub enum CliError {
     #[error("{0}")]
     Quantize(#[from] pipeline::quantize::QuantizeError),
     #[error("{0}")]
-    Train(#[from] pipeline::train::TrainError),
+    Train(pipeline::train::TrainError),
     #[error("{0}")]
     Store(#[from] store::StoreError),
     #[error("{0}")]
     Interpret(#[from] pipeline::interpret::InterpretError),
+    #[error("{0}")]
+    Score(#[from] pipeline::score::ScoreError),
     #[error("the answer cannot be written to the standard output: {0}")]
     Stdout(io::Error),
     #[error("this is a bug, please report it with the command and its files: {0}")]
@@ -54,6 +56,23 @@ impl From<pipeline::index::IndexError> for CliError {
             pipeline::index::IndexError::Model(error) => Self::Model(error),
             pipeline::index::IndexError::Cache(error) => error.into(),
             other => Self::Index(other),
+        }
+    }
+}
+
+impl From<pipeline::train::TrainError> for CliError {
+    /// The same; numbers that are not finite are not one picture's fault.
+    fn from(error: pipeline::train::TrainError) -> Self {
+        use pipeline::{cache::CacheError, train::TrainError};
+        match error {
+            TrainError::Model(error) => Self::Model(error),
+            TrainError::Pictures(CacheError::Picture { source, .. })
+                if matches!(*source, model::Error::NotFinite { .. }) =>
+            {
+                Self::Model(*source)
+            }
+            TrainError::Pictures(error) => error.into(),
+            other => Self::Train(other),
         }
     }
 }

@@ -18,6 +18,7 @@ use store::{
     StoreError,
     exchange::{Explanations, Report, dataset, multimodal_sae, neuronpedia, saelens, saelens::TopKShape},
     files::{self, FileError, names},
+    jobs::add_scores,
 };
 
 /// Features per question to the database.
@@ -72,7 +73,7 @@ pub fn run(args: &ExportArgs) -> Result<(), CliError> {
         return Err(CliError::file(folder, reason));
     }
     let source = files::read_source(&folder.join(names::SOURCE)).map_err(file_error)?;
-    let more = explanations(args, &source)?;
+    let (more, lost) = explanations(args, &source)?;
     let progress = Progress::start("exporting");
     let done = match args.format {
         Format::Neuronpedia => neuronpedia::export(folder, &more, args.creator.as_deref(), &args.out),
@@ -92,23 +93,33 @@ pub fn run(args: &ExportArgs) -> Result<(), CliError> {
     if args.jobs.database.is_none() && args.jobs.queue.is_none() {
         report.note("explanations that workers wrote are left out: name their database with --database or --queue");
     }
+    if lost > 0 {
+        report.note(format!("{lost} computed scores are of the files' own labels, which are exported as they are"));
+    }
     say(args.format, &args.out, &report, args.json)
 }
 
-/// What workers wrote, if a database is named.
-fn explanations(args: &ExportArgs, source: &api::Source) -> Result<Explanations, CliError> {
+/// What workers wrote, if a database is named; and how many computed scores are of other explanations.
+fn explanations(args: &ExportArgs, source: &api::Source) -> Result<(Explanations, usize), CliError> {
     if args.jobs.database.is_none() && args.jobs.queue.is_none() {
-        return Ok(Explanations::new());
+        return Ok((Explanations::new(), 0));
     }
     block_on(async {
         let queue = args.jobs.open_queue().await?;
-        let mut found = Explanations::new();
+        let (mut found, mut lost) = (Explanations::new(), 0);
         for first in (0..source.latents).step_by(FEATURES_AT_ONCE as usize) {
             let features: Vec<u32> = (first..source.latents.min(first.saturating_add(FEATURES_AT_ONCE))).collect();
             found.extend(queue.list_explanations(source, &features).await?);
+            for (feature, mut scores) in queue.list_scores(source, Some(&features)).await? {
+                let all = scores.len();
+                let explanations = found.get_mut(&feature).map(Vec::as_mut_slice).unwrap_or_default();
+                scores.retain(|score| explanations.iter().any(|said| said.id == score.explanation));
+                lost += all - scores.len();
+                add_scores(explanations, scores);
+            }
         }
         queue.close().await;
-        Ok(found)
+        Ok((found, lost))
     })
 }
 

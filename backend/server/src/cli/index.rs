@@ -2,7 +2,7 @@
 
 use super::{
     CliError,
-    args::{count, count_from_one},
+    args::{count, count_from_one, location},
     device::{OnBackend, run_on},
     output::{print, print_json},
     progress::Progress,
@@ -15,11 +15,13 @@ use model::{Hook, Lmm, PromptInput};
 use pipeline::{
     cache::{Cache, Settings},
     images::{ImageSet, Layout},
-    index::{IndexOptions, Summary, index, output_tokens},
+    index::{IndexError, IndexOptions, Summary, Upload, index, output_tokens},
     quantize::read_filter,
 };
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use store::objects::{Bucket, Location};
+use tempfile::TempDir;
 
 /// Most examples of a kind, and bars of a histogram: more are no overview.
 const MOST: usize = 1000;
@@ -60,9 +62,14 @@ pub struct IndexArgs {
     #[arg(long, env = "LMM_SCOPE_FILTER", value_name = "FILE")]
     filter: Option<PathBuf>,
 
-    /// Folder of the index; made if there is none. An older index there is replaced when the new one is whole.
-    #[arg(long, env = "LMM_SCOPE_OUT", value_name = "DIR")]
-    out: PathBuf,
+    /// Folder of the index, made if there is none; or s3://bucket/prefix. An older index there is replaced when the new
+    /// one is whole.
+    #[arg(long, env = "LMM_SCOPE_OUT", value_name = "DIR|S3", value_parser = location())]
+    out: Location,
+
+    /// Folder in which an index for a bucket is made first. Without it, the system's for temporary files.
+    #[arg(long, env = "LMM_SCOPE_STAGING", value_name = "DIR")]
+    staging: Option<PathBuf>,
 
     /// Examples per feature, of each kind: by mean, by maximum, by quantile of the maximum, at random.
     #[arg(long, env = "LMM_SCOPE_EXAMPLES", value_name = "N", default_value = "60", value_parser = count,
@@ -95,7 +102,7 @@ pub struct IndexArgs {
 struct Report {
     #[serde(flatten)]
     summary: Summary,
-    out: PathBuf,
+    out: String,
 }
 
 /// # Errors
@@ -115,9 +122,10 @@ pub fn run(args: IndexArgs) -> Result<(), CliError> {
     if let Some(setup) = &setup {
         setup.check_sae(&folder, &sae)?;
     }
+    let out = Out::begin(&args)?;
     let options = IndexOptions {
         cache: &args.cache,
-        out: &args.out,
+        out: out.folder(),
         sae: Some(&sae),
         images: images.as_ref(),
         filter: filter.as_deref(),
@@ -139,24 +147,22 @@ pub fn run(args: IndexArgs) -> Result<(), CliError> {
             summary
         }
     };
-    let report = Report { summary, out: args.out };
+    out.finish()?;
+    let report = Report { summary, out: args.out.to_string() };
     if args.json { print_json(&report) } else { print(&report.for_people()) }
 }
 
 /// What the flags alone show.
 fn check(args: &IndexArgs) -> Result<(), CliError> {
-    let out = &args.out;
-    if out.exists() && !out.is_dir() {
-        return Err(CliError::file(out, "--out names a file; name a folder"));
-    }
-    let above = out.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if !above.is_dir() {
-        return Err(CliError::file(out, format!("there is no folder {} for --out", above.display())));
-    }
-    if let (Ok(out), Ok(cache)) = (out.canonicalize(), args.cache.canonicalize())
-        && out == cache
-    {
-        return Err(CliError::file(&args.out, "--out is the folder of the cache; name another"));
+    match (&args.out, &args.staging) {
+        (Location::Folder(out), None) => check_folder(out, &args.cache)?,
+        (Location::Folder(_), Some(_)) => {
+            return Err(CliError::flag("--staging", "only an index for a bucket is made in another folder first"));
+        }
+        (Location::Bucket { .. }, Some(staging)) if !staging.is_dir() => {
+            return Err(CliError::file(staging, "there is no such folder for --staging"));
+        }
+        (Location::Bucket { .. }, _) => {}
     }
     for (flag, number) in [("--examples", args.examples), ("--bins", args.bins)] {
         if number > MOST {
@@ -164,6 +170,65 @@ fn check(args: &IndexArgs) -> Result<(), CliError> {
         }
     }
     Ok(())
+}
+
+fn check_folder(out: &Path, cache: &Path) -> Result<(), CliError> {
+    if out.exists() && !out.is_dir() {
+        return Err(CliError::file(out, "--out names a file; name a folder"));
+    }
+    let above = out.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !above.is_dir() {
+        return Err(CliError::file(out, format!("there is no folder {} for --out", above.display())));
+    }
+    if let (Ok(folder), Ok(cache)) = (out.canonicalize(), cache.canonicalize())
+        && folder == cache
+    {
+        return Err(CliError::file(out, "--out is the folder of the cache; name another"));
+    }
+    Ok(())
+}
+
+/// Where the index is made.
+enum Out<'a> {
+    Here(&'a Path),
+    /// In a folder of its own, and then a bucket.
+    Bucket {
+        folder: TempDir,
+        upload: Upload,
+    },
+}
+
+impl<'a> Out<'a> {
+    /// # Errors
+    /// What would stop an upload, as far as that shows beforehand.
+    fn begin(args: &'a IndexArgs) -> Result<Self, CliError> {
+        let (bucket, prefix) = match &args.out {
+            Location::Folder(folder) => return Ok(Self::Here(folder)),
+            Location::Bucket { bucket, prefix } => (bucket, prefix),
+        };
+        let upload = Upload::begin(Bucket::connect(bucket, prefix).map_err(IndexError::from)?)?;
+        let within = args.staging.clone().unwrap_or_else(std::env::temp_dir);
+        let folder = tempfile::Builder::new().prefix("lmm-scope-index-").tempdir_in(&within);
+        let folder = folder.map_err(|error| CliError::file(&within, format!("no folder can be made here: {error}")))?;
+        Ok(Self::Bucket { folder, upload })
+    }
+
+    fn folder(&self) -> &Path {
+        match self {
+            Self::Here(folder) => folder,
+            Self::Bucket { folder, .. } => folder.path(),
+        }
+    }
+
+    /// What was made may have taken hours: it stays if it cannot be uploaded.
+    fn finish(self) -> Result<(), CliError> {
+        let Self::Bucket { folder, upload } = self else { return Ok(()) };
+        let progress = Progress::start("uploading the index");
+        upload.commit(folder.path(), &|doing| progress.say(doing)).map_err(|error| {
+            let kept = folder.keep();
+            CliError::flag("--out", format!("{error}; the index itself is whole in {}", kept.display()))
+        })
+    }
 }
 
 /// Weights must be those that the cache was made with.
@@ -238,7 +303,7 @@ impl Report {
         if !manifest.output_tokens {
             lines.push("features have no output tokens; name the checkpoint with --model for that".to_owned());
         }
-        lines.push(format!("the index is in {}", self.out.display()));
+        lines.push(format!("the index is in {}", self.out));
         lines.join("\n")
     }
 }

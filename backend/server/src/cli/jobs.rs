@@ -1,4 +1,4 @@
-//! What `explain`, `work` and `queue` share: the databases, the source, the interpreter.
+//! What `explain`, `work`, `score` and `queue` share: the databases, the source, the interpreter, the features.
 
 use super::CliError;
 use crate::config::database_url;
@@ -28,15 +28,23 @@ pub struct JobsArgs {
 #[derive(Debug, Clone, clap::Args)]
 pub struct InterpreterArgs {
     /// Who interprets: dissect, by ground truth, or openai, a larger model behind an OpenAI-compatible server.
-    #[arg(long, env = "LMM_SCOPE_INTERPRETER", value_enum, default_value_t)]
+    #[arg(long, env = "LMM_SCOPE_INTERPRETER", value_enum, default_value_t,
+        requires_ifs = [("openai", "lmm_url"), ("openai", "lmm_name")])]
     pub interpreter: InterpreterName,
 
+    #[command(flatten)]
+    pub lmm: LmmArgs,
+}
+
+/// A larger model behind an OpenAI-compatible server.
+#[derive(Debug, Clone, clap::Args)]
+pub struct LmmArgs {
     /// Address of the larger model's server, with the version: http://127.0.0.1:8000/v1.
-    #[arg(long, env = "LMM_SCOPE_LMM_URL", required_if_eq("interpreter", "openai"))]
+    #[arg(long, env = "LMM_SCOPE_LMM_URL")]
     pub lmm_url: Option<String>,
 
     /// The larger model's name, as its server has it.
-    #[arg(long, env = "LMM_SCOPE_LMM_NAME", required_if_eq("interpreter", "openai"))]
+    #[arg(long, env = "LMM_SCOPE_LMM_NAME")]
     pub lmm_name: Option<String>,
 
     /// What serves it: vllm, sglang or other. They want to see several pictures differently.
@@ -47,7 +55,7 @@ pub struct InterpreterArgs {
     #[arg(long, env = "LMM_SCOPE_LMM_KEY", hide_env_values = true)]
     pub lmm_key: Option<String>,
 
-    /// Pictures that one explanation looks at.
+    /// Pictures that one explanation, or one question of a score, looks at.
     #[arg(long, env = "LMM_SCOPE_LMM_PICTURES", default_value_t = 5,
         value_parser = clap::value_parser!(u16).range(1..=32))]
     pub lmm_pictures: u16,
@@ -130,14 +138,21 @@ impl InterpreterArgs {
                 let opened = tokio::task::spawn_blocking(move || Dissect::open(&folder, &source)).await;
                 Ok(Arc::new(opened.map_err(|error| CliError::Bug(error.to_string()))??))
             }
-            InterpreterName::Openai => Ok(Arc::new(OpenAi::new(OpenAiConfig {
-                url: self.lmm_url.clone().unwrap_or_default(),
-                model: self.lmm_name.clone().unwrap_or_default(),
-                key: self.lmm_key.clone(),
-                engine: self.lmm_engine,
-                pictures: usize::from(self.lmm_pictures),
-                timeout: Duration::from_secs(u64::from(self.lmm_timeout_secs)),
-            })?)),
+            InterpreterName::Openai => Ok(Arc::new(OpenAi::new(self.lmm.config())?)),
+        }
+    }
+}
+
+impl LmmArgs {
+    /// Where the model is and how it is asked.
+    pub fn config(&self) -> OpenAiConfig {
+        OpenAiConfig {
+            url: self.lmm_url.clone().unwrap_or_default(),
+            model: self.lmm_name.clone().unwrap_or_default(),
+            key: self.lmm_key.clone(),
+            engine: self.lmm_engine,
+            pictures: usize::from(self.lmm_pictures),
+            timeout: Duration::from_secs(u64::from(self.lmm_timeout_secs)),
         }
     }
 }

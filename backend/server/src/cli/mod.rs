@@ -1,13 +1,16 @@
 //! The experiments from the shell: `lmm-scope extract`, `encode`, `steer`, `attribute`, `cache`, `index`,
-//! `quantize`, `train-sae`, `export`, `import`.
+//! `activations`, `map`, `quantize`, `train-sae`, `export`, `import`; and those of interpretation: `explain`, `work`,
+//! `score`, `queue`.
 //!
 //! A command is arguments → checks of everything that is cheap ([`setup`]) → weights → numbers → a file that appears
 //! under its final name when it is whole ([`output`]). Nothing is loaded for a mistake that the flags, `config.json`
 //! or the picture show.
 
+mod activations;
 mod args;
 mod attribute;
 mod cache;
+mod chosen;
 mod device;
 mod encode;
 mod error;
@@ -18,16 +21,19 @@ mod features;
 mod import;
 mod index;
 mod jobs;
+mod map;
 mod output;
 mod progress;
 mod provenance;
 mod quantize;
 mod queue;
+mod score;
 mod setup;
 mod steer;
 mod train_sae;
 mod work;
 
+pub use activations::ActivationsArgs;
 pub use attribute::AttributeArgs;
 pub use cache::CacheArgs;
 pub use encode::EncodeArgs;
@@ -37,8 +43,10 @@ pub use export::ExportArgs;
 pub use extract::ExtractArgs;
 pub use import::ImportArgs;
 pub use index::IndexArgs;
+pub use map::MapArgs;
 pub use quantize::QuantizeArgs;
 pub use queue::QueueArgs;
+pub use score::ScoreArgs;
 pub use steer::SteerArgs;
 pub use train_sae::TrainSaeArgs;
 pub use work::WorkArgs;
@@ -63,6 +71,10 @@ pub enum Command {
     Cache(Box<CacheArgs>),
     /// Sort a cache by feature: activations, statistics, examples and neighbours of each, as `serve` reads them.
     Index(Box<IndexArgs>),
+    /// Print one feature's activations out of an index, on disk or in a bucket.
+    Activations(Box<ActivationsArgs>),
+    /// Put the living features of a folder of artifacts on a map.
+    Map(Box<MapArgs>),
     /// Write an SAE as browsers fetch it: in pieces, with fewer bits if they like.
     Quantize(Box<QuantizeArgs>),
     /// Train a TopK SAE on hidden states; what was stopped goes on by the same command.
@@ -75,6 +87,8 @@ pub enum Command {
     Explain(Box<ExplainArgs>),
     /// Take jobs off the queue and do them; start as many workers as you like.
     Work(Box<WorkArgs>),
+    /// Compute how good labels are, beside random baselines; or print what is known.
+    Score(Box<ScoreArgs>),
     /// Look at the queue, limit it, pause it, cancel its jobs, or let dead ones start anew.
     Queue(Box<QueueArgs>),
 }
@@ -104,12 +118,15 @@ pub fn run(command: Command) -> Result<(), CliError> {
         Command::Attribute(args) => attribute::run(*args),
         Command::Cache(args) => cache::run(*args),
         Command::Index(args) => index::run(*args),
+        Command::Activations(args) => activations::run(&args),
+        Command::Map(args) => map::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::TrainSae(args) => train_sae::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Work(args) => work::run(&args),
+        Command::Score(args) => score::run(&args),
         Command::Queue(args) => queue::run(&args),
     });
     catch_unwind(work).unwrap_or_else(|_| Err(CliError::Bug(first_panic())))

@@ -27,12 +27,17 @@ impl Progress {
             bar.set_message(doing.into());
         }
     }
+
+    /// Takes the line away before something is printed.
+    pub fn end(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if let Some(bar) = &self.0 {
-            bar.finish_and_clear();
-        }
+        self.end();
     }
 }

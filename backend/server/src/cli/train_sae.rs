@@ -1,5 +1,7 @@
 //! `lmm-scope train-sae`: hidden states → a TopK SAE, in steps that go on exactly after a stop.
 
+mod live;
+
 use super::{
     CliError,
     args::{count, count_from_one},
@@ -8,7 +10,11 @@ use super::{
     provenance::RunProvenance,
 };
 use clap::{ArgAction, builder::BoolishValueParser};
-use pipeline::train::{HiddenShards, Precision, Settings, TRAINING, TrainOptions, Trained, TrainingRow, train};
+use live::LiveArgs;
+use pipeline::cache::Skipped;
+use pipeline::train::{
+    HiddenShards, LivePlace, Precision, Settings, TRAINING, Tokens, TrainOptions, Trained, TrainingRow, train,
+};
 use serde::Serialize;
 use std::{
     io::{self, IsTerminal},
@@ -25,10 +31,11 @@ const SAY_EVERY: Duration = Duration::from_millis(200);
 /// Train a TopK SAE on hidden states; what was stopped goes on by the same command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct TrainSaeArgs {
-    /// Folder of safetensors files with `hidden` [tokens, d_model] in f16, bf16 or f32, a cache that
-    /// `lmm-scope cache --hidden` wrote, or one such file.
-    #[arg(long, env = "LMM_SCOPE_HIDDEN", value_name = "DIR|FILE")]
-    hidden: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
+
+    #[command(flatten)]
+    live: LiveArgs,
 
     /// The SAE's folder, named after its hook point (sae/model.layers.24); made if there is none. Checkpoint and log go
     /// into its folder `training`.
@@ -49,7 +56,7 @@ pub struct TrainSaeArgs {
     k: usize,
 
     /// Tokens to train on, rounded down to whole batches; more than there are begin anew in another order. Without it,
-    /// all of them once.
+    /// all of them once; with --images it must be given, since nobody knows how many they have.
     #[arg(long, env = "LMM_SCOPE_TOKENS", value_name = "N")]
     tokens: Option<u64>,
 
@@ -83,7 +90,7 @@ pub struct TrainSaeArgs {
     #[arg(long, env = "LMM_SCOPE_DEAD_TOKENS", value_name = "N", default_value_t = 10_000_000)]
     dead_tokens: u64,
 
-    /// Decides the first weights and the order of tokens.
+    /// Decides the first weights and the order of pictures and tokens.
     #[arg(long, env = "LMM_SCOPE_SEED", default_value_t = 0)]
     seed: u64,
 
@@ -98,6 +105,21 @@ pub struct TrainSaeArgs {
     /// Print one JSON object.
     #[arg(long, env = "LMM_SCOPE_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
+}
+
+/// Where hidden states come from, in exactly one of two ways.
+#[derive(Debug, Clone, clap::Args)]
+#[group(required = true, multiple = false)]
+struct SourceArgs {
+    /// Folder of safetensors files with `hidden` [tokens, d_model] in f16, bf16 or f32, a cache that
+    /// `lmm-scope cache --hidden` wrote, or one such file.
+    #[arg(long, env = "LMM_SCOPE_HIDDEN", value_name = "DIR|FILE")]
+    hidden: Option<PathBuf>,
+
+    /// Pictures whose hidden states come straight from --model, without files: a folder of them, an ImageFolder with
+    /// metadata.jsonl, Parquet files or WebDataset tars in a folder, or one such file.
+    #[arg(long, env = "LMM_SCOPE_IMAGES", value_name = "PATH", requires = "model", requires = "tokens")]
+    images: Option<PathBuf>,
 }
 
 /// What `--json` prints. Means are those of the last tenth of the steps.
@@ -119,33 +141,58 @@ struct Report {
     out: PathBuf,
     log: PathBuf,
     settings: Settings,
+    /// With --images.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    seen: Option<Seen>,
     provenance: RunProvenance,
+}
+
+/// What became of the pictures, those of earlier runs included.
+#[derive(Debug, Serialize)]
+struct Seen {
+    /// That went through the model, once in each epoch.
+    pictures: u64,
+    /// That could not be read.
+    skipped: u64,
+    first_skipped: Vec<Skipped>,
 }
 
 /// # Errors
 /// Bad input, in one line.
 pub fn run(args: &TrainSaeArgs) -> Result<(), CliError> {
-    let shards = HiddenShards::open(&args.hidden)?;
-    let settings = args.settings(&shards)?;
-    let options = TrainOptions { out: args.out.clone(), save_every: args.save_every as u64 };
-    let mut display = Display::new(settings.steps());
-    let begun = Instant::now();
-    let trained = train(&shards, &settings, &options, &mut |row| display.show(row))?;
-    let seconds = begun.elapsed().as_secs_f64();
-    drop(display);
-    let report = Report::new(&args.out, shards.d_model(), settings, &trained, seconds)?;
-    if args.json { print_json(&report) } else { print(&report.for_people()) }
+    match (&args.source.hidden, &args.source.images) {
+        (Some(hidden), _) => {
+            let shards = HiddenShards::open(hidden)?;
+            args.train(&shards, &Progress::start("reading hidden states"))
+        }
+        (None, Some(images)) => live::run(args, images),
+        // The group requires one of them.
+        (None, None) => Err(CliError::flag("--hidden", "name hidden states, or pictures with --images")),
+    }
 }
 
 impl TrainSaeArgs {
-    fn settings(&self, shards: &HiddenShards) -> Result<Settings, CliError> {
-        let by_expansion = shards.d_model().checked_mul(self.expansion);
-        let latents = self.latents.or(by_expansion);
+    /// Trains on tokens, wherever they come from.
+    fn train(&self, source: &dyn Tokens, progress: &Progress) -> Result<(), CliError> {
+        let settings = self.settings(source.count(), source.d_model())?;
+        let options = TrainOptions { out: self.out.clone(), save_every: self.save_every as u64 };
+        let mut display = Display::new(settings.steps(), progress);
+        let begun = Instant::now();
+        let trained = train(source, &settings, &options, &mut |row| display.show(row))?;
+        let seconds = begun.elapsed().as_secs_f64();
+        progress.end();
+        let report = Report::new(&self.out, source.d_model(), trained, seconds)?;
+        if self.json { print_json(&report) } else { print(&report.for_people()) }
+    }
+
+    /// `count` is how many tokens there are, if that is known.
+    fn settings(&self, count: Option<u64>, d_model: usize) -> Result<Settings, CliError> {
+        let latents = self.latents.or(d_model.checked_mul(self.expansion));
         let latents = latents.ok_or_else(|| CliError::flag("--expansion", "more latents than can be counted"))?;
-        let mut settings = Settings::new(shards, latents, self.k, self.batch_tokens);
-        settings.tokens = self.tokens.unwrap_or(settings.tokens);
+        let tokens = self.tokens.or(count).unwrap_or_default();
+        let mut settings = Settings::new(tokens, latents, self.k, self.batch_tokens);
         settings.lr = self.lr.unwrap_or(settings.lr);
-        settings.warmup_steps = self.warmup_steps.unwrap_or_else(|| settings.usual_warmup());
+        settings.warmup_steps = self.warmup_steps.unwrap_or(settings.warmup_steps);
         settings.decay_share = self.decay_share;
         settings.auxk_alpha = self.auxk_alpha;
         settings.multi_topk = self.multi_topk;
@@ -157,8 +204,8 @@ impl TrainSaeArgs {
 }
 
 /// What a person who waits sees, or a log.
-struct Display {
-    progress: Progress,
+struct Display<'a> {
+    progress: &'a Progress,
     steps: u64,
     terminal: bool,
     begun: Instant,
@@ -167,11 +214,10 @@ struct Display {
     last: Instant,
 }
 
-impl Display {
-    fn new(steps: u64) -> Self {
+impl<'a> Display<'a> {
+    fn new(steps: u64, progress: &'a Progress) -> Self {
         let now = Instant::now();
         let terminal = io::stderr().is_terminal();
-        let progress = Progress::start("reading hidden states");
         Self { progress, steps, terminal, begun: now, before: None, last: now }
     }
 
@@ -205,8 +251,8 @@ impl Display {
 }
 
 impl Report {
-    fn new(out: &Path, d_model: usize, settings: Settings, trained: &Trained, seconds: f64) -> Result<Self, CliError> {
-        let Trained { log, resumed_at, state } = trained;
+    fn new(out: &Path, d_model: usize, trained: Trained, seconds: f64) -> Result<Self, CliError> {
+        let Trained { log, resumed_at, state, settings } = trained;
         // At least one step: settings without any are refused.
         let last = &log[log.len() - log.len().div_ceil(10)..];
         let mean = |value: fn(&TrainingRow) -> f32| last.iter().map(value).sum::<f32>() / last.len().max(1) as f32;
@@ -214,7 +260,7 @@ impl Report {
         Ok(Self {
             steps: state.step,
             tokens: state.step * settings.batch_tokens as u64,
-            resumed_at: *resumed_at,
+            resumed_at,
             latents: settings.latents,
             d_model,
             k: settings.k,
@@ -225,6 +271,11 @@ impl Report {
             out: out.to_path_buf(),
             log: out.join(TRAINING).join(names::TRAINING_LOG),
             settings,
+            seen: LivePlace::read(&state.place).map(|place| Seen {
+                pictures: place.pictures,
+                skipped: place.skipped,
+                first_skipped: place.first_skipped,
+            }),
             provenance: RunProvenance::of_sae(out)?,
         })
     }
@@ -236,8 +287,15 @@ impl Report {
             |pace| format!("{pace:.0} tokens/s, from step {}", self.resumed_at),
         );
         let (out, log) = (self.out.display(), self.log.display());
+        let seen = self.seen.as_ref().map_or_else(String::new, |seen| {
+            let Seen { pictures, skipped, first_skipped } = seen;
+            let named = first_skipped.iter().map(|one| format!("skipped {} ({}): {}\n", one.image, one.id, one.reason));
+            let named: String = named.collect();
+            format!("{named}{pictures} pictures went through the model, {skipped} cannot be read\n")
+        });
         format!(
-            "{steps} steps, {tokens} tokens: FVU {fvu:.4}, L0 {l0:.1}, {dead} of {latents} latents dead ({pace})\n\
+            "{seen}\
+             {steps} steps, {tokens} tokens: FVU {fvu:.4}, L0 {l0:.1}, {dead} of {latents} latents dead ({pace})\n\
              {latents} latents of {d_model} dimensions are in {out}, every step in {log}"
         )
     }

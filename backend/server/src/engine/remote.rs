@@ -164,7 +164,7 @@ async fn pass_on(url: &str, answer: reqwest::Response) -> Result<Response, AppEr
 }
 
 /// The innermost cause: "connection refused" rather than "error sending request".
-fn reason_of(error: &reqwest::Error) -> String {
+pub(super) fn reason_of(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
         cause = inner;

@@ -8,6 +8,7 @@ pub mod features;
 mod given;
 pub mod health;
 pub mod jobs;
+pub mod map;
 pub mod pictures;
 pub mod sources;
 pub mod steer;

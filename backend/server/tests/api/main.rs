@@ -15,3 +15,4 @@ mod remote;
 mod shards;
 mod standalone;
 mod steer;
+mod steerer;

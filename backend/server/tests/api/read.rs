@@ -46,6 +46,26 @@ async fn a_feature_with_everything_about_it() {
 }
 
 #[tokio::test]
+async fn the_map_is_a_picture_with_links() {
+    let server = server().await;
+    let map = server.get_with(&format!("{SOURCE}/map.svg"), header::ACCEPT_ENCODING, "gzip").await;
+    assert_eq!((map.status.as_u16(), map.header("content-type")), (200, "image/svg+xml"));
+    assert_eq!(map.header("content-encoding"), "gzip", "it is text");
+    assert!(map.header("content-security-policy").starts_with("default-src 'none'"));
+    let map = server.get(&format!("{SOURCE}/map.svg")).await.text();
+    resvg::usvg::Tree::from_str(&map, &resvg::usvg::Options::default()).unwrap();
+    assert_eq!(map.matches("<a href=\"/tiny/1-res-64/").count(), 63, "all but the dead one");
+    assert!(map.contains("<a href=\"/tiny/1-res-64/1\"><title>#1 happy face (emotion)</title>"), "{map}");
+    assert!(map.contains("63 of 64 features"), "{map}");
+    let feature: Feature = server.json(&format!("{SOURCE}/features/1")).await;
+    assert_eq!((feature.umap_x, feature.umap_y), (Some(-0.5), Some(1.0)));
+    let page = server.get("/tiny/1-res-64").await.text();
+    assert!(page.contains(&format!("href=\"{SOURCE}/map.svg\"")), "the page of the source leads there");
+    let problem = server.get("/api/v1/tiny/9-res-1k/map.svg").await.problem(404, api::ErrorCode::NotFound);
+    assert!(problem.detail.contains("no source tiny/9-res-1k"), "{}", problem.detail);
+}
+
+#[tokio::test]
 async fn pictures_and_their_bytes() {
     let server = server().await;
     let list: PictureList = server.json(&format!("{SOURCE}/pictures?kind=scene&perPage=1")).await;

@@ -1,7 +1,8 @@
 //! `train-sae`: killed at random and started again it ends with the same numbers; what it writes is an SAE for the
 //! other commands.
 
-use crate::common::{Case, D_MODEL, Place, all_refused, f32_tensor, read_tensors, write_tensors};
+use crate::cache::add_pictures;
+use crate::common::{Case, D_MODEL, PICTURE_TOKENS, Place, all_refused, f32_tensor, read_tensors, write_tensors};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -15,6 +16,10 @@ use store::files::{TrainingRow, read_training};
 const TRAIN: &str = "train-sae --hidden states --latents 512 --k 8 --batch-tokens 512 --tokens 76800 \
                      --dead-tokens 2048 --lr 0.002 --save-every 5";
 const STEPS: u64 = 150;
+/// Straight from the model, nine epochs of four pictures, three at a time.
+const LIVE: &str = "train-sae --images pictures --model model --layer 1 --latents 64 --k 4 --batch-tokens 32 \
+                    --tokens 640 --buffer-pictures 3 --lr 0.002 --dead-tokens 64 --save-every 2";
+const LIVE_STEPS: u64 = 20;
 
 /// `states/` with two files of 4,000 tokens.
 fn states(place: &Place) {
@@ -36,8 +41,8 @@ fn log(out: &Path) -> Vec<TrainingRow> {
 }
 
 /// Starts a run and kills it after a while; true if it had ended before.
-fn run_and_kill(place: &Place, out: &str, after: Duration) -> bool {
-    let words = format!("{TRAIN} --out {out}");
+fn run_and_kill(place: &Place, line: &str, out: &str, after: Duration) -> bool {
+    let words = format!("{line} --out {out}");
     let mut child = Command::new(env!("CARGO_BIN_EXE_lmm-scope"))
         .args(words.split_whitespace())
         .current_dir(place.path())
@@ -58,22 +63,21 @@ fn run_and_kill(place: &Place, out: &str, after: Duration) -> bool {
     false
 }
 
-#[test]
-fn killed_at_any_moment_it_ends_with_the_same_numbers() {
-    let place = Place::new();
-    states(&place);
+/// One run that ends by itself, and one that is killed until it has ended: the same numbers.
+fn killed_or_not(place: &Place, line: &str, steps: u64) -> Value {
     let begun = Instant::now();
-    let whole = place.run(&format!("{TRAIN} --out sae/whole --json"));
+    let whole = place.run(&format!("{line} --out sae/whole --json"));
     let took = begun.elapsed();
     assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
     let report: Value = serde_json::from_slice(&whole.stdout).unwrap();
-    assert_eq!((report["steps"].as_u64(), report["resumed_at"].as_u64()), (Some(STEPS), Some(0)));
+    assert_eq!((report["steps"].as_u64(), report["resumed_at"].as_u64()), (Some(steps), Some(0)));
 
     // At moments that differ from round to round; later ones let it come further, whatever the machine.
     let mut kills = 0;
     for round in 0u32.. {
         let share = f64::from(round * 37 % 100) / 100.0;
-        if run_and_kill(&place, "sae/parts", took.mul_f64(share.max(0.05) * (1.0 + f64::from(round) / 20.0))) {
+        let after = took.mul_f64(share.max(0.05) * (1.0 + f64::from(round) / 20.0));
+        if run_and_kill(place, line, "sae/parts", after) {
             break;
         }
         kills += 1;
@@ -85,7 +89,39 @@ fn killed_at_any_moment_it_ends_with_the_same_numbers() {
         assert!(whole == parts, "{file} after {kills} kills");
     }
     assert_eq!(log(&place.at("sae/whole")), log(&place.at("sae/parts")), "after {kills} kills");
-    assert_eq!(log(&place.at("sae/whole")).len() as u64, STEPS);
+    assert_eq!(log(&place.at("sae/whole")).len() as u64, steps);
+    report
+}
+
+#[test]
+fn killed_at_any_moment_it_ends_with_the_same_numbers() {
+    let place = Place::new();
+    states(&place);
+    killed_or_not(&place, TRAIN, STEPS);
+}
+
+#[test]
+fn straight_from_the_model_as_well() {
+    let place = Place::new();
+    add_pictures(&place);
+    let report = killed_or_not(&place, LIVE, LIVE_STEPS);
+    assert!(report["fvu"].as_f64().unwrap() > 0.0);
+    assert_eq!((&report["skipped"], &report["first_skipped"][0]["id"]), (&1.into(), &"3b.png".into()));
+    // Four pictures an epoch, the duplicate and the broken one aside; the last epoch may be cut off.
+    let (epoch, pictures) = (4 * PICTURE_TOKENS as u64, report["pictures"].as_u64().unwrap());
+    assert!(pictures >= 4 * (640 / epoch) && pictures <= 4 * (640 / epoch + 1), "{pictures}");
+    // The list of pictures stays with the checkpoint; the same command has nothing left to do.
+    assert!(place.at("sae/whole/training/source/images.parquet").is_file());
+    let again = place.json(&format!("{LIVE} --out sae/whole"));
+    assert_eq!((again["resumed_at"].as_u64(), &again["pictures"]), (Some(LIVE_STEPS), &report["pictures"]));
+    assert!(place.answer(&format!("{LIVE} --out sae/whole")).contains("skipped 4 (3b.png)"));
+
+    // Texts through the chat template, and another hook point.
+    let line = LIVE.replace("--layer 1", "--hook layers.0").replace("--tokens 640", "--tokens 64");
+    place.answer(&format!("{line} --prompt What~is~this? --token-kinds text,image --out sae/text"));
+    let tower = line.replace("layers.0", "vision.0");
+    let report = place.json(&format!("{tower} --out sae/tower"));
+    assert_eq!(report["d_model"], 16);
 }
 
 #[test]
@@ -136,5 +172,42 @@ fn what_is_wrong_is_said() {
             |_| (),
             "holds an SAE that was not trained here",
         ),
+    ]);
+}
+
+#[test]
+fn what_is_wrong_with_pictures_is_said() {
+    let with_pictures: fn(&Place) = add_pictures;
+    let line = |rest: &str| format!("train-sae --images pictures --batch-tokens 8 --out out {rest}");
+    let full = |rest: &str| line(&format!("--model model --tokens 64 --layer 1 {rest}"));
+    let broken: fn(&Place) = |place| {
+        fs::create_dir(place.at("pictures")).unwrap();
+        fs::write(place.at("pictures/a.png"), "no picture").unwrap();
+    };
+    all_refused(&[
+        Case::new("train-sae --tokens 64 --out out", |_| (), "--images"),
+        Case::new(full("--hidden hidden.safetensors"), with_pictures, "cannot be used with"),
+        Case::new(line("--tokens 64 --layer 1"), with_pictures, "--model"),
+        Case::new(line("--model model --layer 1"), with_pictures, "--tokens"),
+        Case::new(line("--model model --tokens 64"), with_pictures, "--hook: say where --model is read"),
+        Case::new(full("--hook layers.1"), with_pictures, "cannot be used with"),
+        Case::new(line("--model model --tokens 64 --layer 9"), with_pictures, "--layer: block 9 does not exist"),
+        Case::new(line("--model missing --tokens 64 --layer 1"), with_pictures, "missing"),
+        Case::new(full("--prompt a --raw-prompt b"), with_pictures, "cannot be used with"),
+        Case::new(full("--raw-prompt no~picture"), with_pictures, "--raw-prompt: the prompt names 0 pictures"),
+        Case::new(full("--token-kinds sound"), with_pictures, "`sound` is not image or text"),
+        Case::new(
+            line("--model model --tokens 64 --hook vision.0 --token-kinds text"),
+            with_pictures,
+            "--token-kinds: vision.0",
+        ),
+        Case::new(full("--buffer-pictures 0"), with_pictures, "`0` is not a whole number from 1 up"),
+        Case::new(full("--k 9999"), with_pictures, "--k: 9999; it must be between"),
+        Case::new(full("--device tpu"), with_pictures, "`tpu` is not cpu"),
+        Case::new(full("--model-dtype f64"), with_pictures, "`f64` is not f32"),
+        Case::new(full("--layout folders"), with_pictures, "is not folder, imagefolder"),
+        Case::new(full(""), |_| (), "pictures: "),
+        Case::new(full(""), broken, "none of its 1 pictures can be read"),
+        Case::new(full("").replace("--out out", "--out pictures/out"), with_pictures, "--out is among the pictures"),
     ]);
 }

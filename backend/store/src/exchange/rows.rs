@@ -1,7 +1,9 @@
 //! An artefact file that is written row by row into a folder that nobody reads yet.
 
-use crate::files::{FileError, table::Table};
-use arrow_array::RecordBatch;
+use crate::files::{
+    FileError,
+    table::{Table, batch_of},
+};
 use parquet::{
     arrow::ArrowWriter,
     basic::{Compression, Encoding},
@@ -60,11 +62,6 @@ impl<T: Table> RowFile<T> {
         self.pending.clear();
         self.writer.write(&batch).map_err(|error| failed(&self.path, &error))
     }
-}
-
-fn batch_of<T: Table>(path: &Path, rows: &[T]) -> Result<RecordBatch, FileError> {
-    let columns = T::columns(rows).map_err(|error| FileError::corrupt(path, &error))?;
-    RecordBatch::try_from_iter(columns).map_err(|error| FileError::corrupt(path, &error))
 }
 
 fn failed(path: &Path, error: &ParquetError) -> FileError {

@@ -6,29 +6,24 @@
 
 use super::{
     activations::{Activation, Batch, Columns, ROWS_PER_BATCH, check_order, properties},
+    ranged::{Piece, Ranged},
     table::{FileError, write_error},
 };
-use bytes::{Buf, Bytes, buf::Reader};
+use crate::objects::Bucket;
 use parquet::{
     arrow::{
         ArrowWriter,
-        arrow_reader::{
-            ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
-        },
+        arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder},
     },
     errors::ParquetError,
-    file::{
-        metadata::KeyValue,
-        reader::{ChunkReader, Length},
-    },
+    file::metadata::KeyValue,
 };
 use std::{
     fs::File,
-    io::{Read, Seek, SeekFrom},
     ops::Range,
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -93,8 +88,7 @@ pub fn write_by_feature<E: From<FileError>>(
 #[derive(Debug)]
 pub struct ActivationsByFeature {
     path: PathBuf,
-    file: Mutex<File>,
-    bytes: u64,
+    file: Ranged,
     metadata: ArrowReaderMetadata,
     /// First row of every row group, and after them the number of rows.
     groups: Vec<u64>,
@@ -108,10 +102,19 @@ impl ActivationsByFeature {
     /// # Errors
     /// When the file is missing, is no Parquet file, or does not say where its features are.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let file = File::open(path).map_err(|error| FileError::io(path, error))?;
-        let bytes = file.metadata().map_err(|error| FileError::io(path, error))?.len();
-        let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new());
-        let metadata = metadata.map_err(|error| FileError::corrupt(path, &error))?;
+        Self::of(path, Ranged::open(path)?)
+    }
+
+    /// The same of an object: of it, the footer is fetched here, and later the row groups that are asked for.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when the bucket cannot be read.
+    pub fn open_in(bucket: &Arc<Bucket>, name: &str) -> Result<Self, FileError> {
+        Self::of(&bucket.at(name), Ranged::open_in(bucket, name)?)
+    }
+
+    fn of(path: &Path, (file, end): (Ranged, Piece)) -> Result<Self, FileError> {
+        let metadata = file.metadata(path, end)?;
         let sizes = metadata.metadata().row_groups().iter().map(|group| group.num_rows());
         let groups = starts(sizes.map(|rows| u64::try_from(rows).unwrap_or_default()));
         let list = text(path, &metadata, ROWS_PER_FEATURE)?;
@@ -122,8 +125,7 @@ impl ActivationsByFeature {
             return Err(FileError::corrupt(path, &reason));
         }
         let (groups_read, bytes_read) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (path, file) = (path.to_owned(), Mutex::new(file));
-        Ok(Self { path, file, bytes, metadata, groups, starts, groups_read, bytes_read })
+        Ok(Self { path: path.to_owned(), file, metadata, groups, starts, groups_read, bytes_read })
     }
 
     /// A text of the footer.
@@ -132,6 +134,11 @@ impl ActivationsByFeature {
     /// When there is none of this name.
     pub fn text(&self, key: &str) -> Result<&str, FileError> {
         text(&self.path, &self.metadata, key)
+    }
+
+    /// Size of the file.
+    pub fn bytes(&self) -> u64 {
+        self.file.bytes()
     }
 
     /// How many features it knows, dead ones included.
@@ -188,17 +195,9 @@ impl ActivationsByFeature {
 
     /// Reads a row group in one piece, and decodes `take` of its rows after the first `skip`.
     fn open_group(&self, group: usize, skip: u64, take: u64) -> Result<ParquetRecordBatchReader, FileError> {
-        let bytes = self.bytes_of(group)?;
-        let failed = |error| FileError::io(&self.path, error);
-        let mut content = vec![0; usize::try_from(bytes.end - bytes.start).unwrap_or_default()];
-        {
-            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-            file.seek(SeekFrom::Start(bytes.start)).map_err(failed)?;
-            file.read_exact(&mut content).map_err(failed)?;
-        }
+        let piece = self.file.read(&self.path, self.bytes_of(group)?)?;
         self.groups_read.fetch_add(1, Ordering::Relaxed);
-        self.bytes_read.fetch_add(content.len() as u64, Ordering::Relaxed);
-        let piece = Piece { start: bytes.start, content: content.into() };
+        self.bytes_read.fetch_add(piece.bytes(), Ordering::Relaxed);
         let rows = |rows: u64| usize::try_from(rows).unwrap_or(usize::MAX);
         ParquetRecordBatchReaderBuilder::new_with_metadata(piece, self.metadata.clone())
             .with_row_groups(vec![group])
@@ -211,12 +210,13 @@ impl ActivationsByFeature {
 
     /// Where a row group lies in the file: its columns follow one another.
     fn bytes_of(&self, group: usize) -> Result<Range<u64>, FileError> {
-        let (mut start, mut end) = (self.bytes, 0);
+        let bytes = self.file.bytes();
+        let (mut start, mut end) = (bytes, 0);
         for column in self.metadata.metadata().row_group(group).columns() {
             let first = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
             let place = u64::try_from(first).ok().zip(u64::try_from(column.compressed_size()).ok());
-            let place = place.and_then(|(first, bytes)| Some((first, first.checked_add(bytes)?)));
-            let Some((first, last)) = place.filter(|(_, last)| *last <= self.bytes) else {
+            let place = place.and_then(|(first, size)| Some((first, first.checked_add(size)?)));
+            let Some((first, last)) = place.filter(|(_, last)| *last <= bytes) else {
                 let reason = format!("row group {group} lies outside of the file");
                 return Err(FileError::corrupt(&self.path, &reason));
             };
@@ -240,39 +240,6 @@ fn text<'a>(path: &Path, metadata: &'a ArrowReaderMetadata, key: &str) -> Result
     let texts = metadata.metadata().file_metadata().key_value_metadata();
     let found = texts.and_then(|texts| texts.iter().find(|text| text.key == key)?.value.as_deref());
     found.ok_or_else(|| FileError::corrupt(path, &format!("its footer has no {key}")))
-}
-
-/// Part of a file, in memory, at its place.
-struct Piece {
-    start: u64,
-    content: Bytes,
-}
-
-impl Length for Piece {
-    fn len(&self) -> u64 {
-        self.start + self.content.len() as u64
-    }
-}
-
-impl ChunkReader for Piece {
-    type T = Reader<Bytes>;
-
-    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
-        let within = start.checked_sub(self.start).and_then(|start| usize::try_from(start).ok());
-        match within.filter(|start| *start <= self.content.len()) {
-            Some(start) => Ok(self.content.slice(start..).reader()),
-            None => Err(ParquetError::EOF(format!("byte {start} is outside of its row group"))),
-        }
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
-        let within = start.checked_sub(self.start).and_then(|start| usize::try_from(start).ok());
-        let range = within.and_then(|start| Some(start..start.checked_add(length)?));
-        match range.filter(|range| range.end <= self.content.len()) {
-            Some(range) => Ok(self.content.slice(range)),
-            None => Err(ParquetError::EOF(format!("{length} bytes from {start} on are outside of their row group"))),
-        }
-    }
 }
 
 /// Rows that are read as they are asked for. They rise, or an error comes.
@@ -385,6 +352,34 @@ mod tests {
         }
         assert_eq!(file.read(95..510).map(Result::unwrap).collect::<Vec<_>>(), rows[95..510]);
         assert!(file.activations(9).is_err());
+    }
+
+    #[test]
+    fn an_object_is_read_like_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("activations.parquet");
+        // A footer that is longer than what is read of the file's end first.
+        let texts = vec![("about".to_owned(), "a long text ".repeat(10_000))];
+        let rows = rows();
+        let mut file = File::create(&path).unwrap();
+        let all = rows.iter().copied().map(Ok::<_, FileError>);
+        write_by_feature(&path, &mut file, all, COUNTS.len() as u32, 100, texts).unwrap();
+        let bucket = Bucket::new(Arc::new(object_store::memory::InMemory::new()), "s3://scope/run", "run").unwrap();
+        let bucket = Arc::new(bucket);
+        let missing = ActivationsByFeature::open_in(&bucket, "activations.parquet").unwrap_err().to_string();
+        assert!(missing.contains("s3://scope/run/activations.parquet: there is no such object"), "{missing}");
+        bucket.upload("activations.parquet", &path).unwrap();
+        let object = ActivationsByFeature::open_in(&bucket, "activations.parquet").unwrap();
+        let file = ActivationsByFeature::open(&path).unwrap();
+        assert_eq!((object.groups.clone(), object.bytes()), (file.groups.clone(), file.bytes()));
+        for feature in 0..COUNTS.len() as u32 {
+            assert_eq!(object.activations(feature).unwrap(), file.activations(feature).unwrap(), "feature {feature}");
+            assert_eq!(object.bytes_read(), file.bytes_read(), "feature {feature}");
+        }
+        bucket.write("activations.parquet", std::fs::read(&path).unwrap()[..500].to_vec()).unwrap();
+        assert!(object.activations(2).unwrap_err().to_string().contains("has changed"));
+        let cut = ActivationsByFeature::open_in(&bucket, "activations.parquet").unwrap_err().to_string();
+        assert!(cut.contains("is damaged"), "{cut}");
     }
 
     #[test]

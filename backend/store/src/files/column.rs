@@ -28,6 +28,10 @@ pub(super) fn f32s(values: impl Iterator<Item = f32>) -> ArrayRef {
     Arc::new(PrimitiveArray::<Float32Type>::from_iter_values(values))
 }
 
+pub(super) fn optional_f32s(values: impl Iterator<Item = Option<f32>>) -> ArrayRef {
+    Arc::new(values.collect::<PrimitiveArray<Float32Type>>())
+}
+
 pub(super) fn bools(values: impl Iterator<Item = bool>) -> ArrayRef {
     Arc::new(values.map(Some).collect::<BooleanArray>())
 }
@@ -109,6 +113,12 @@ impl Row<'_> {
 
     pub fn f32(&self, name: &str) -> Result<f32, String> {
         Ok(self.cell::<PrimitiveArray<Float32Type>>(name)?.value(self.index))
+    }
+
+    /// `None` where there is no value, and in files from before there was such a column.
+    pub fn optional_f32(&self, name: &str) -> Result<Option<f32>, String> {
+        let Some(column) = self.batch.column_by_name(name) else { return Ok(None) };
+        if column.is_null(self.index) { Ok(None) } else { self.f32(name).map(Some) }
     }
 
     pub fn bool(&self, name: &str) -> Result<bool, String> {

@@ -1,7 +1,7 @@
 //! `features.parquet`: one row per latent, the wire type [`api::Feature`] spread over columns.
 
 use super::{
-    column::{Row, bools, f32_lists, f32s, json, same_length, string_lists, strings, u32_lists, u32s},
+    column::{Row, bools, f32_lists, f32s, json, optional_f32s, same_length, string_lists, strings, u32_lists, u32s},
     table::{self, FileError, RowWriter, Table},
 };
 use arrow_array::ArrayRef;
@@ -16,6 +16,8 @@ pub struct FeatureRow {
 }
 
 impl Table for FeatureRow {
+    const NULLABLE: &'static [&'static str] = &["umap_x", "umap_y"];
+
     fn columns(rows: &[Self]) -> Result<Vec<(&'static str, ArrayRef)>, serde_json::Error> {
         let features = || rows.iter().map(|row| &row.feature);
         let firing: Vec<(Vec<u32>, Vec<f32>)> = rows.iter().map(|row| row.firing.iter().copied().unzip()).collect();
@@ -35,6 +37,8 @@ impl Table for FeatureRow {
             ("neg_values", f32_lists(features().map(|f| f.neg_values.as_slice()))),
             ("topkCosSimIndices", u32_lists(features().map(|f| f.topk_cos_sim_indices.as_slice()))),
             ("topkCosSimValues", f32_lists(features().map(|f| f.topk_cos_sim_values.as_slice()))),
+            ("umap_x", optional_f32s(features().map(|f| f.umap_x))),
+            ("umap_y", optional_f32s(features().map(|f| f.umap_y))),
             ("explanations", json(features().map(|f| &f.explanations))?),
             ("dead", bools(features().map(|f| f.dead))),
             ("provenance", json(features().map(|f| &f.provenance))?),
@@ -60,6 +64,8 @@ impl Table for FeatureRow {
             neg_values: row.f32s("neg_values")?,
             topk_cos_sim_indices: row.u32s("topkCosSimIndices")?,
             topk_cos_sim_values: row.f32s("topkCosSimValues")?,
+            umap_x: row.optional_f32("umap_x")?,
+            umap_y: row.optional_f32("umap_y")?,
             explanations: row.json("explanations")?,
             dead: row.bool("dead")?,
             provenance: row.json("provenance")?,

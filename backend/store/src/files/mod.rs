@@ -13,6 +13,7 @@ pub mod examples;
 pub mod features;
 pub mod image_list;
 pub mod pictures;
+mod ranged;
 pub mod samples;
 pub mod sprites;
 pub(crate) mod table;

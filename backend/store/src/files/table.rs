@@ -55,6 +55,8 @@ impl FileError {
 pub(crate) trait Table: Sized {
     /// Columns of `f32` lists holding activations: split by byte, because rounded floats then compress well.
     const ACTIVATION_LISTS: &'static [&'static str] = &[];
+    /// Columns that have no value in some rows.
+    const NULLABLE: &'static [&'static str] = &[];
 
     /// One array per column, in file order. An empty slice gives empty columns, which still carry the schema.
     fn columns(rows: &[Self]) -> Result<Vec<(&'static str, ArrayRef)>, serde_json::Error>;
@@ -95,9 +97,11 @@ pub(super) fn write<T: Table>(path: &Path, rows: &[T]) -> Result<(), FileError> 
     })
 }
 
-fn batch_of<T: Table>(path: &Path, rows: &[T]) -> Result<RecordBatch, FileError> {
+pub(crate) fn batch_of<T: Table>(path: &Path, rows: &[T]) -> Result<RecordBatch, FileError> {
     let columns = T::columns(rows).map_err(|error| FileError::corrupt(path, &error))?;
-    RecordBatch::try_from_iter(columns).map_err(|error| FileError::corrupt(path, &error))
+    // The schema is that of all batches, whether a value is missing in this one or not.
+    let columns = columns.into_iter().map(|(name, array)| (name, array, T::NULLABLE.contains(&name)));
+    RecordBatch::try_from_iter_with_nullable(columns).map_err(|error| FileError::corrupt(path, &error))
 }
 
 fn open_writer<'f, T: Table>(path: &Path, file: &'f mut File) -> Result<ArrowWriter<&'f mut File>, FileError> {

@@ -23,6 +23,9 @@ fn feature(index: u32) -> FeatureRow {
         pos_values: vec![0.1, 0.2],
         topk_cos_sim_indices: vec![7, u32::MAX],
         topk_cos_sim_values: vec![0.9, -0.1],
+        // The first batch has all places, the others have some.
+        umap_x: (index < 1024 || index % 3 == 0).then_some(index as f32 / 7.0),
+        umap_y: (index < 1024 || index % 3 == 0).then_some(-1.5),
         explanations: vec![explanation],
         dead: index % 2 == 1,
         provenance: Provenance { date: "2025-01-01".into(), ..Provenance::default() },
@@ -40,6 +43,29 @@ fn features_come_back_exactly_over_many_batches() {
     assert!(read_features(&path).unwrap() == rows, "2,500 features differ after a round trip");
     let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["features.parquet"], "a temporary file was left behind");
+}
+
+/// As this program wrote them before there was a map.
+#[test]
+fn features_without_places_are_read_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("features.parquet");
+    let mut rows: Vec<_> = (0..3).map(feature).collect();
+    write_features(&path, &rows).unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let batch = reader.build().unwrap().next().unwrap().unwrap();
+    let older = (0..batch.num_columns()).filter(|column| !batch.schema().field(*column).name().starts_with("umap_"));
+    let older = batch.project(&older.collect::<Vec<_>>()).unwrap();
+    assert_eq!(older.num_columns() + 2, batch.num_columns());
+    let file = std::fs::File::create(&path).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, older.schema(), None).unwrap();
+    writer.write(&older).unwrap();
+    writer.close().unwrap();
+    for row in &mut rows {
+        (row.feature.umap_x, row.feature.umap_y) = (None, None);
+    }
+    assert!(read_features(&path).unwrap() == rows);
 }
 
 #[test]

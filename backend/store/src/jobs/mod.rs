@@ -17,12 +17,14 @@ mod enqueue;
 mod finish;
 mod read;
 mod row;
+mod scores;
 
 pub use claim::{Claim, Lease};
 pub use control::JobFilter;
 pub use enqueue::{BULK, Enqueued, VISITOR};
 pub use finish::{Outcome, Usage};
 pub use read::Found;
+pub use scores::{ComputedScore, add_scores};
 
 use crate::{Store, StoreError};
 use sqlx::{Connection, PgConnection, PgPool, SqlitePool, postgres::PgPoolOptions};

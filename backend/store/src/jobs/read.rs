@@ -282,7 +282,7 @@ impl ExplanationRow {
 }
 
 /// `YYYY-MM-DD` of milliseconds since 1970, in UTC (days to civil, Howard Hinnant's algorithm).
-fn date(millis: i64) -> String {
+pub(super) fn date(millis: i64) -> String {
     let days = millis.div_euclid(86_400_000) + 719_468;
     let era = days.div_euclid(146_097);
     let of_era = days.rem_euclid(146_097);

@@ -3,7 +3,7 @@
 use crate::{RULES, assignment, complete, explained, postgres, source, sqlite, take};
 use api::{Category, JobKind, JobState, KindStatus, Score};
 use std::time::{Duration, Instant};
-use store::jobs::{Assignment, BULK, Claim, Enqueued, JobFilter, Outcome, Queue, Rules, Usage, VISITOR};
+use store::jobs::{Assignment, BULK, Claim, ComputedScore, Enqueued, JobFilter, Outcome, Queue, Rules, Usage, VISITOR};
 use tokio::time::sleep;
 
 /// Every rule as a test on SQLite, and all of them in one test on one server of Postgres.
@@ -49,6 +49,7 @@ rules!(
     every_step_has_its_counts,
     a_running_job_names_its_worker,
     many_claim_at_once,
+    a_computed_score_is_kept_once,
 );
 
 async fn enqueue(queue: &Queue, features: &[u32]) -> Enqueued {
@@ -397,4 +398,42 @@ async fn many_claim_at_once(queue: Queue) {
     }
     taken.sort_unstable();
     assert_eq!(taken, [0, 1, 2, 3, 4], "each once, and no more than may run");
+}
+
+async fn a_computed_score_is_kept_once(queue: Queue) {
+    let score = |feature: u32, author: &str, value: f32| ComputedScore {
+        feature,
+        explanation: format!("{feature}-dissect"),
+        description: "cat".into(),
+        type_name: "iou".into(),
+        author: author.into(),
+        value,
+        baseline: 0.1,
+        interval: [value - 0.125, value + 0.125],
+        samples: 20,
+        seed: u64::MAX - 1,
+        image_set: "a set (4 pictures)".into(),
+        created_at: String::new(),
+    };
+    let first = [score(1, "masks", 0.5), score(1, "a service", 0.25), score(2, "masks", 0.75)];
+    queue.save_scores(&source(), &first).await.unwrap();
+    queue.save_scores(&source(), &[ComputedScore { samples: 5, ..score(1, "masks", 0.625) }]).await.unwrap();
+
+    let found = queue.list_scores(&source(), None).await.unwrap();
+    let values =
+        |feature: u32| found[&feature].iter().map(|score| (score.author.as_str(), score.value)).collect::<Vec<_>>();
+    assert_eq!(values(1), [("a service", 0.25), ("masks", 0.625)], "by author; the second run replaced the first");
+    assert_eq!((values(2), found.len()), (vec![("masks", 0.75)], 2));
+    let replaced = &found[&1][1];
+    assert_eq!((replaced.samples, replaced.seed, replaced.interval), (5, u64::MAX - 1, [0.5, 0.75]));
+    assert_eq!(replaced.created_at.len(), "2026-01-31".len());
+    assert_eq!(queue.list_scores(&source(), Some(&[2, 3])).await.unwrap().keys().copied().collect::<Vec<_>>(), [2]);
+    assert!(queue.list_scores(&source(), Some(&[])).await.unwrap().is_empty());
+    let rebuilt = api::Source { provenance: api::Provenance::default(), ..source() };
+    assert!(queue.list_scores(&rebuilt, None).await.unwrap().is_empty(), "of another SAE");
+
+    // All or nothing: JSON has no NaN, and a page could not be read.
+    let wrong = [score(3, "masks", 0.5), score(4, "masks", f32::NAN)];
+    assert!(queue.save_scores(&source(), &wrong).await.unwrap_err().to_string().contains("feature 4"));
+    assert_eq!(queue.list_scores(&source(), None).await.unwrap().len(), 2);
 }

@@ -1,5 +1,6 @@
 //! What each step asks, and what counts as an answer.
 
+use super::question::{read_json, wrong};
 use api::{Category, JobKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -8,8 +9,6 @@ use store::jobs::Outcome;
 /// Longest texts that are taken, in characters.
 const MAX_EXPLANATION: usize = 1_000;
 const MAX_LABEL: usize = 80;
-/// So much of a wrong answer is repeated in its reason.
-const SHOWN: usize = 160;
 
 /// A step of the model's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,15 +72,10 @@ impl Step {
 
     /// Reads an answer; says what is wrong with one that is none.
     pub(super) fn read(self, text: &str) -> Result<Outcome, String> {
-        let json = without_fence(text);
-        let wrong = |what: &str| {
-            let shown: String = text.chars().take(SHOWN).collect();
-            format!("the model's answer {what}: {shown:?}")
-        };
-        let parsed = |error: serde_json::Error| wrong(&format!("is not the JSON that was asked for ({error})"));
+        let wrong = |what: &str| wrong(text, what);
         match self {
             Self::Explain => {
-                let Explanation { explanation } = serde_json::from_str(json).map_err(parsed)?;
+                let Explanation { explanation } = read_json(text)?;
                 let Some(explanation) = explanation else {
                     return Ok(Outcome::Nothing { reason: "the model found nothing in common".into() });
                 };
@@ -90,11 +84,11 @@ impl Step {
                 Ok(Outcome::Explained { description, category: Category::Unknown, type_name, author })
             }
             Self::Refine => {
-                let Label { label } = serde_json::from_str(json).map_err(parsed)?;
+                let Label { label } = read_json(text)?;
                 Ok(Outcome::Refined { label: text_of(&label, MAX_LABEL).map_err(|what| wrong(&what))? })
             }
             Self::Categorise => {
-                let Filed { category } = serde_json::from_str(json).map_err(parsed)?;
+                let Filed { category } = read_json(text)?;
                 let category = Category::from_name(&category);
                 Ok(Outcome::Categorised { category: category.ok_or_else(|| wrong("names no category"))? })
             }
@@ -110,13 +104,6 @@ fn text_of(text: &str, most: usize) -> Result<String, String> {
         length if length > most => Err(format!("has {length} characters, at most {most} are taken")),
         _ => Ok(text),
     }
-}
-
-/// Without the fence that models put around JSON.
-fn without_fence(text: &str) -> &str {
-    let text = text.trim();
-    let Some(inner) = text.strip_prefix("```").and_then(|text| text.strip_suffix("```")) else { return text };
-    inner.strip_prefix("json").unwrap_or(inner).trim()
 }
 
 #[cfg(test)]

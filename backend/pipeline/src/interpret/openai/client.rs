@@ -1,6 +1,6 @@
 //! One request to `/chat/completions`.
 
-use super::{InterpretError, OpenAiConfig};
+use super::{Engine, InterpretError, OpenAiConfig};
 use reqwest::{StatusCode, Url, header::RETRY_AFTER};
 use serde::Deserialize;
 use serde_json::Value;
@@ -10,10 +10,12 @@ use store::jobs::Usage;
 /// So much of a refusal is kept.
 const SHOWN: usize = 300;
 
-pub(super) struct Client {
+pub(crate) struct Client {
     http: reqwest::Client,
     url: Url,
     key: Option<String>,
+    model: String,
+    engine: Engine,
 }
 
 /// What the model said.
@@ -60,7 +62,7 @@ struct Tokens {
 }
 
 impl Client {
-    pub(super) fn new(config: &OpenAiConfig) -> Result<Self, InterpretError> {
+    pub(crate) fn new(config: &OpenAiConfig) -> Result<Self, InterpretError> {
         let refused = |reason: String| InterpretError::Files { path: PathBuf::from(&config.url), reason };
         let base = config.url.trim_end_matches('/');
         let url = Url::parse(&format!("{base}/chat/completions")).map_err(|error| refused(error.to_string()))?;
@@ -70,11 +72,20 @@ impl Client {
         // The server is a neighbour, as engines are: a proxy for the internet is never meant.
         let http = reqwest::Client::builder().no_proxy().timeout(config.timeout).build();
         let http = http.map_err(|error| refused(error.to_string()))?;
-        Ok(Self { http, url, key: config.key.clone() })
+        Ok(Self { http, url, key: config.key.clone(), model: config.model.clone(), engine: config.engine })
+    }
+
+    /// The model's name, as the server has it.
+    pub(crate) fn model(&self) -> &str {
+        &self.model
+    }
+
+    pub(super) fn engine(&self) -> Engine {
+        self.engine
     }
 
     /// Whose limits hold: host and port.
-    pub(super) fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         let host = self.url.host_str().unwrap_or_default();
         self.url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
     }

@@ -5,12 +5,14 @@
 
 mod answer;
 mod client;
+mod question;
+
+pub(crate) use client::Client;
+pub(crate) use question::{Question, read_json, wrong};
 
 use super::{Answer, Identity, InterpretError, Interpreter, Pending, Task, masked, prompt_hash};
 use answer::Step;
 use api::JobKind;
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use client::{Client, Failure};
 use serde_json::{Value, json};
 use std::time::Duration;
 use store::jobs::{Outcome, Usage};
@@ -76,27 +78,10 @@ impl OpenAi {
                 Value::from(said.description.as_str())
             }
         };
-        let mut usage = Usage::default();
-        // With a schema first. A server that does not know schemas, or a model that breaks out of one, gets a second
-        // chance without: the prompt says what to answer.
-        let mut reason = String::new();
-        for schema in [true, false] {
-            let reply = match self.client.chat(&self.body(step, &content, schema)).await {
-                Ok(reply) => reply,
-                Err(Failure::Refused { reason: said }) if schema => {
-                    reason = said;
-                    continue;
-                }
-                Err(failure) => return Err(failure.into_error(usage)),
-            };
-            usage.input_tokens += reply.usage.input_tokens;
-            usage.output_tokens += reply.usage.output_tokens;
-            match step.read(&reply.text) {
-                Ok(outcome) => return Ok(Answer { outcome: self.signed(outcome), usage }),
-                Err(wrong) => reason = wrong,
-            }
-        }
-        Err(InterpretError::Never { reason, usage })
+        let (name, prompt, schema) = (step.kind().as_str(), step.prompt(), step.schema());
+        let question = Question { name, prompt, content, schema, max_tokens: MAX_TOKENS };
+        let (outcome, usage) = self.client.ask(&question, |text| step.read(text)).await?;
+        Ok(Answer { outcome: self.signed(outcome), usage })
     }
 
     /// The masked pictures, strongest first.
@@ -108,33 +93,9 @@ impl OpenAi {
         for (picture, example) in task.pictures.iter().zip(&task.examples) {
             let png = masked::masked_png(picture, example)
                 .map_err(|error| format!("picture {}: {error}", example.image.picture.id))?;
-            let url = format!("data:image/png;base64,{}", STANDARD.encode(png));
-            let mut part = json!({ "type": "image_url", "image_url": { "url": url } });
-            if self.config.engine == Engine::Sglang && task.pictures.len() > 1 {
-                part["modalities"] = "multi-images".into();
-            }
-            parts.push(part);
+            parts.push(self.client.picture(&png, task.pictures.len() > 1));
         }
         Ok(Value::Array(parts))
-    }
-
-    fn body(&self, step: Step, content: &Value, schema: bool) -> Value {
-        let mut body = json!({
-            "model": self.config.model,
-            "temperature": 0,
-            "max_tokens": MAX_TOKENS,
-            "messages": [
-                { "role": "system", "content": step.prompt() },
-                { "role": "user", "content": content },
-            ],
-        });
-        if schema {
-            body["response_format"] = json!({
-                "type": "json_schema",
-                "json_schema": { "name": step.kind().as_str(), "strict": true, "schema": step.schema() },
-            });
-        }
-        body
     }
 
     /// An explanation's author is the model.

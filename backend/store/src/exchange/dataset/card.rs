@@ -136,6 +136,7 @@ from 0. Shares lie between 0 and 1.
 | `pos_str`, `pos_values` | output tokens that the decoder row raises most, and by how many logits |
 | `neg_str`, `neg_values` | those it lowers most |
 | `topkCosSimIndices`, `topkCosSimValues` | nearest features by the cosine of their decoder rows |
+| `umap_x`, `umap_y` | place on the map of all living features (UMAP of the decoder rows by cosine), if there is one |
 | `firing_indices`, `firing_values` | features on the same patches, with the Jaccard overlap of the patches |
 | `explanations` | JSON: `description`, its author and method, `category`, `scores` (`value` beside `baseline`) |
 | `dead` | it never fired |

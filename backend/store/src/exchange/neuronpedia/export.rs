@@ -56,7 +56,12 @@ impl Writer<'_> {
             let index = Index(feature.index);
             for explanation in feature.explanations {
                 for (number, score) in explanation.scores.iter().enumerate() {
-                    let details = Details { baseline: score.baseline };
+                    let details = Details {
+                        baseline: score.baseline,
+                        interval: score.interval,
+                        samples: Some(score.samples).filter(|samples| *samples > 0),
+                        provenance: score.provenance.clone(),
+                    };
                     let row = rows::Score {
                         id: format!("{}-score-{number}", explanation.id),
                         value: score.value,
@@ -98,6 +103,8 @@ impl Writer<'_> {
                 neg_values: feature.neg_values,
                 topk_cos_sim_indices: feature.topk_cos_sim_indices,
                 topk_cos_sim_values: feature.topk_cos_sim_values,
+                umap_x: feature.umap_x,
+                umap_y: feature.umap_y,
             };
             features.push(index, &row)?;
             self.report.features += 1;

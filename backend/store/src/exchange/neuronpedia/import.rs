@@ -87,11 +87,14 @@ impl Reader<'_> {
         let mut unscored = 0;
         Self::each(&self.from.join(SCORES), |score: rows::Score, _| {
             match serde_json::from_str::<Details>(&score.json_details) {
-                Ok(Details { baseline }) => scores.entry(score.explanation_id).or_default().push(api::Score {
+                Ok(details) => scores.entry(score.explanation_id).or_default().push(api::Score {
                     value: score.value,
-                    baseline,
+                    baseline: details.baseline,
                     explanation_score_type_name: score.explanation_score_type_name,
                     explanation_score_model_name: score.explanation_score_model_name,
+                    interval: details.interval,
+                    samples: details.samples.unwrap_or_default(),
+                    provenance: details.provenance,
                 }),
                 Err(_) => unscored += 1,
             }
@@ -161,6 +164,8 @@ impl Reader<'_> {
                 neg_values: row.neg_values,
                 topk_cos_sim_indices: row.topk_cos_sim_indices,
                 topk_cos_sim_values: row.topk_cos_sim_values,
+                umap_x: row.umap_x,
+                umap_y: row.umap_y,
                 explanations: explanations.remove(&index).unwrap_or_default(),
                 dead,
                 provenance: source.provenance.clone(),

@@ -69,6 +69,10 @@ pub(super) struct Neuron {
     pub topk_cos_sim_indices: Vec<u32>,
     #[serde(rename = "topkCosSimValues", default, deserialize_with = "or_default")]
     pub topk_cos_sim_values: Vec<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umap_x: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umap_y: Option<f32>,
 }
 
 /// A row of the table `Explanation`.
@@ -105,10 +109,17 @@ pub(super) struct Score {
 }
 
 /// What `jsonDetails` says of a score here.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Details {
     /// The same score on random pictures.
     pub baseline: f32,
+    /// As in [`api::Score`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<[f32; 2]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<u32>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub provenance: String,
 }
 
 /// A row of the table `Activation`: a feature on a text.
