@@ -70,16 +70,24 @@ pub struct Score {
     /// What computed it, e.g. `dissect (exact masks)`.
     pub explanation_score_model_name: String,
     /// 95 % confidence interval of the value, where it was measured sample by sample.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "two_of", skip_serializing_if = "Option::is_none")]
     pub interval: Option<[f32; 2]>,
-    /// Pictures, answers or texts that the interval is over; 0 without one.
+    /// Pictures, answers or texts that the interval is over; 0 without one. Pages have it from `provenance`.
+    #[cfg(not(target_arch = "wasm32"))]
     #[serde(default, skip_serializing_if = "is_zero")]
     pub samples: u32,
-    /// Date, seed and picture set of the computation, one line for people; empty where they are the label's own.
+    /// Date, seed and picture set of the computation, and the interval, one line for people; empty where they are the
+    /// label's own.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub provenance: String,
 }
 
+/// A list of two, or nothing. (The reader of lists is in the page's bundle anyway, one of arrays would not fit.)
+fn two_of<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<[f32; 2]>, D::Error> {
+    Ok(Vec::deserialize(deserializer)?.try_into().ok())
+}
+
+#[cfg(not(target_arch = "wasm32"))]
 fn is_zero(count: &u32) -> bool {
     *count == 0
 }
@@ -161,9 +169,11 @@ pub struct Feature {
     pub topk_cos_sim_indices: Vec<u32>,
     #[serde(rename = "topkCosSimValues")]
     pub topk_cos_sim_values: Vec<f32>,
-    /// Place on the map of all living features, in no unit; a feature that is not on it has none.
+    /// Place on the map of all living features, in no unit; a feature that is not on it has none. No page reads it.
+    #[cfg(not(target_arch = "wasm32"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub umap_x: Option<f32>,
+    #[cfg(not(target_arch = "wasm32"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub umap_y: Option<f32>,
     pub explanations: Vec<Explanation>,

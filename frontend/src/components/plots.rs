@@ -9,28 +9,20 @@ use leptos::prelude::*;
 fn score_name(score: &Score) -> (String, &'static str) {
     match score.explanation_score_type_name.as_str() {
         "iou" => {
-            ("IoU".into(), "overlap of the lit area with the labelled thing: intersection over union, 1 is perfect")
+            ("IoU".into(), "overlap of the lit area with the labelled thing: intersection over union, 1 is perfect; ")
         }
-        "token share" => ("token".into(), "share of the feature's activation in texts that falls on this token"),
-        "caption share" => ("captions".into(), "share of the feature's top pictures whose caption has the first word"),
-        "clip score" => ("CLIP".into(), "likeness of label and pictures: 100 times the cosine of their embeddings"),
-        "monosemanticity" => ("mono".into(), "likeness of the pictures on which the feature fires"),
-        "consistency" => ("consistent".into(), "share of groups of top pictures that a judge finds the label to fit"),
-        "detection" => ("detection".into(), "how well a judge tells by the label on which pictures the feature fires"),
-        "fuzzing" => ("fuzzing".into(), "how well a judge tells by the label where on a picture the feature fires"),
-        "steering" => ("steering".into(), "how much of the label a judge finds in what the steered model says"),
-        other => (other.to_owned(), "a score of the label"),
+        "token share" => ("token".into(), "share of the feature's activation in texts that falls on this token; "),
+        "caption share" => {
+            ("captions".into(), "share of the feature's top pictures whose caption has the first word; ")
+        }
+        // What these measure stands in their provenance.
+        other => (other.to_owned(), ""),
     }
 }
 
 /// What the baseline of a score is measured on.
 fn baseline_name(score: &Score) -> &'static str {
-    match score.explanation_score_type_name.as_str() {
-        "iou" => "random places",
-        "detection" | "fuzzing" => "another label",
-        "steering" => "another feature",
-        _ => "random pictures",
-    }
+    if score.explanation_score_type_name == "iou" { "random places" } else { "baseline" }
 }
 
 /// Position of a value on the shared axis, in percent.
@@ -46,12 +38,6 @@ fn axis_style(score: &Score, end: f32) -> String {
     format!("--v:{}%;--b:{}%;--l:{}%;--h:{}%", at(score.value), at(score.baseline), at(low), at(high))
 }
 
-/// The interval in words, after other words.
-fn interval_text(score: &Score) -> Option<String> {
-    let [low, high] = score.interval?;
-    Some(format!(", 95% interval {} to {} (n = {})", sig3(low), sig3(high), score.samples))
-}
-
 /// All scores of a label, each as a dot beside its random baseline, on one shared axis.
 #[component]
 pub fn ScoreAxis(scores: Vec<Score>) -> impl IntoView {
@@ -62,13 +48,12 @@ pub fn ScoreAxis(scores: Vec<Score>) -> impl IntoView {
         .map(|score| {
             let (name, meaning) = score_name(&score);
             let style = axis_style(&score, end);
-            let interval = interval_text(&score).unwrap_or_default();
             let (value, baseline) = (sig3(score.value), sig3(score.baseline));
-            let text = format!("{name} {value}, {} {baseline}{interval}", baseline_name(&score));
+            let text = format!("{name} {value}, {} {baseline}", baseline_name(&score));
             let comma = if score.provenance.is_empty() { "" } else { ", " };
             let by = [score.explanation_score_model_name, score.provenance].join(comma);
             view! {
-                <div class="axis-row" tabindex="0" data-about=format!("{meaning}; computed by {by}{interval}")>
+                <div class="axis-row" tabindex="0" data-about=format!("{meaning}computed by {by}")>
                     <span class="axis-name">{name}</span>
                     <span class="axis" style=style role="img" aria-label=text>
                         <i class="axis-interval"></i>
@@ -258,10 +243,8 @@ mod tests {
             ..Score::default()
         };
         assert_eq!(axis_style(&clip, 1.0), "--v:24.0%;--b:18.0%;--l:23.0%;--h:25.5%");
-        assert_eq!(interval_text(&clip).as_deref(), Some(", 95% interval 23.0 to 25.5 (n = 5)"));
         let bare = Score { value: 0.5, baseline: 0.25, ..Score::default() };
         assert_eq!(axis_style(&bare, 1.0), "--v:50.0%;--b:25.0%;--l:50.0%;--h:50.0%", "no width");
-        assert_eq!(interval_text(&bare), None);
     }
 
     #[test]

@@ -181,6 +181,12 @@ impl ScoreRow {
 
 impl From<ComputedScore> for Score {
     fn from(computed: ComputedScore) -> Self {
+        let ComputedScore { created_at, seed, image_set, interval: [low, high], samples, .. } = &computed;
+        let mut provenance =
+            format!("{created_at}, seed {seed}, {image_set}; 95% interval {low:.3} to {high:.3} (n = {samples})");
+        if let Some(meaning) = meaning_of(&computed.type_name) {
+            provenance = format!("{provenance}; {meaning}");
+        }
         Self {
             value: computed.value,
             baseline: computed.baseline,
@@ -188,9 +194,22 @@ impl From<ComputedScore> for Score {
             explanation_score_model_name: computed.author,
             interval: Some(computed.interval),
             samples: computed.samples,
-            provenance: format!("{}, seed {}, {}", computed.created_at, computed.seed, computed.image_set),
+            provenance,
         }
     }
+}
+
+/// What a score measures, for people, where its name does not say it.
+fn meaning_of(type_name: &str) -> Option<&'static str> {
+    Some(match type_name {
+        "clip score" => "likeness of label and pictures, 100 times the cosine of their embeddings",
+        "monosemanticity" => "likeness of the pictures on which the feature fires",
+        "consistency" => "share of groups of top pictures that a judge finds the label to fit",
+        "detection" => "how well a judge tells by the label on which pictures the feature fires",
+        "fuzzing" => "how well a judge tells by the label where on a picture the feature fires",
+        "steering" => "how much of the label a judge finds in what the steered model says",
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -240,7 +259,10 @@ mod tests {
             names.collect::<Vec<_>>().join(", ")
         };
         assert_eq!(authors(&explanations[0]), "the build, somebody", "the one of other words is left out");
-        assert_eq!(explanations[0].scores[1].provenance, "2026-01-31, seed 7, a set");
+        assert_eq!(
+            explanations[0].scores[1].provenance,
+            "2026-01-31, seed 7, a set; 95% interval 0.400 to 0.600 (n = 20)"
+        );
         assert_eq!((explanations[0].scores[1].interval, explanations[0].scores[1].samples), (Some([0.4, 0.6]), 20));
         assert_eq!(authors(&explanations[1]), "the build");
         assert_eq!(explanations[1].scores[0].value, 0.5, "computed anew");
