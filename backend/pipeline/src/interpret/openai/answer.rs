@@ -100,7 +100,8 @@ impl Step {
 fn text_of(text: &str, most: usize) -> Result<String, String> {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match text.chars().count() {
-        0 => Err("is empty".into()),
+        // Or the three dots that the instructions have in its place.
+        _ if !text.contains(char::is_alphanumeric) => Err("is empty".into()),
         length if length > most => Err(format!("has {length} characters, at most {most} are taken")),
         _ => Ok(text),
     }
@@ -129,6 +130,7 @@ mod tests {
             (Step::Explain, "{\"label\": \"cat\"}", "not the JSON"),
             (Step::Explain, "{}", "not the JSON"),
             (Step::Explain, "{\"explanation\": \" \"}", "is empty"),
+            (Step::Refine, "{\"label\": \"…\"}", "is empty"),
             (Step::Refine, long.as_str(), "81 characters"),
             (Step::Categorise, "{\"category\": \"animal\"}", "names no category"),
         ] {

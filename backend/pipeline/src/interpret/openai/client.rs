@@ -66,12 +66,13 @@ impl Client {
         let refused = |reason: String| InterpretError::Files { path: PathBuf::from(&config.url), reason };
         let base = config.url.trim_end_matches('/');
         let url = Url::parse(&format!("{base}/chat/completions")).map_err(|error| refused(error.to_string()))?;
-        if url.scheme() != "http" || !url.has_host() {
+        if !["http", "https"].contains(&url.scheme()) || !url.has_host() {
             return Err(refused("expected the address of a server such as http://127.0.0.1:8000/v1".into()));
         }
-        // The server is a neighbour, as engines are: a proxy for the internet is never meant.
-        let http = reqwest::Client::builder().no_proxy().timeout(config.timeout).build();
-        let http = http.map_err(|error| refused(error.to_string()))?;
+        let http = reqwest::Client::builder().timeout(config.timeout);
+        // Without TLS the server is a neighbour, as engines are: a proxy for the internet is never meant.
+        let http = if url.scheme() == "http" { http.no_proxy() } else { http };
+        let http = http.build().map_err(|error| refused(error.to_string()))?;
         Ok(Self { http, url, key: config.key.clone(), model: config.model.clone(), engine: config.engine })
     }
 
