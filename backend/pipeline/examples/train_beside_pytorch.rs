@@ -2,7 +2,7 @@
 //!
 //! `train_beside_pytorch [FOLDER]` reads hidden states as `lmm-scope train-sae` does; without a folder it makes some
 //! with the pocket model. `PYTHON` names a Python with `torch` and `safetensors`. One side trains after the other, each
-//! with all cores; FVU is the mean of the last tenth of the steps.
+//! with all cores, once for each seed; FVU is the mean of the last tenth of the steps.
 
 use anyhow::{Context, Result, bail};
 use half::f16;
@@ -27,6 +27,9 @@ const K: usize = 32;
 /// Early enough for AuxK to have its share of the time.
 const DEAD_TOKENS: u64 = 100_000;
 
+/// First weights and the order of tokens follow from it.
+const SEEDS: [u64; 3] = [0, 1, 2];
+
 /// What one side found.
 struct Side {
     fvu: f64,
@@ -45,14 +48,34 @@ fn main() -> Result<()> {
     settings.dead_tokens = DEAD_TOKENS;
     let (steps, d) = (settings.steps(), shards.d_model());
     println!("{steps} steps of {BATCH} tokens, {d} → {latents}, k = {K}, AuxK and MultiTopK");
-    let ours = our_side(&shards, &settings, &temporary.path().join("ours"))?;
-    println!("\n| | FVU | tokens/s |\n|---|---:|---:|");
-    println!("| ours | {:.4} | {:.0} |", ours.fvu, ours.tokens_per_second);
-    let torch = torch_side(&hidden, &settings)?;
-    println!("| PyTorch | {:.4} | {:.0} |", torch.fvu, torch.tokens_per_second);
-    let (fvu, pace) = (ours.fvu / torch.fvu, ours.tokens_per_second / torch.tokens_per_second);
-    println!("| ours / PyTorch's | {fvu:.3} | {pace:.2} |");
+    println!("\n| seed | FVU, ours | FVU, PyTorch | tokens/s, ours | tokens/s, PyTorch |\n|---|---:|---:|---:|---:|");
+    let mut sums = [0.0; 4];
+    for seed in SEEDS {
+        settings.seed = seed;
+        let ours = our_side(&shards, &settings, &temporary.path().join(format!("ours-{seed}")))?;
+        let row = Row::of(ours, torch_side(&hidden, &settings)?);
+        println!("| {seed} {row}");
+        sums.iter_mut().zip(row.0).for_each(|(sum, value)| *sum += value / SEEDS.len() as f64);
+    }
+    println!("| mean {}", Row(sums));
+    println!("\nours / PyTorch's: FVU {:.3}, tokens/s {:.2}", sums[0] / sums[1], sums[2] / sums[3]);
     Ok(())
+}
+
+/// FVU of both sides, then their tokens per second.
+struct Row([f64; 4]);
+
+impl Row {
+    fn of(ours: Side, torch: Side) -> Self {
+        Self([ours.fvu, torch.fvu, ours.tokens_per_second, torch.tokens_per_second])
+    }
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [ours, torch, our_pace, its_pace] = self.0;
+        write!(out, "| {ours:.4} | {torch:.4} | {our_pace:.0} | {its_pace:.0} |")
+    }
 }
 
 /// Scenes with words, scenes alone and texts through the pocket model, at the hook point of its SAE.
@@ -100,7 +123,7 @@ fn torch_side(hidden: &Path, settings: &Settings) -> Result<Side> {
         .arg(hidden)
         .args(["--latents", &settings.latents.to_string(), "--k", &settings.k.to_string()])
         .args(["--tokens", &settings.tokens.to_string(), "--batch-tokens", &BATCH.to_string()])
-        .args(["--dead-tokens", &DEAD_TOKENS.to_string()])
+        .args(["--dead-tokens", &DEAD_TOKENS.to_string(), "--seed", &settings.seed.to_string()])
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| format!("starting {python}; PYTHON=… names a Python with torch and safetensors"))?;

@@ -120,17 +120,19 @@ pub fn Stat(name: &'static str, #[prop(into)] value: String, about: &'static str
 /// Activation histogram: `heights[i]` counts values from `edges[i]` to `edges[i+1]`.
 #[component]
 pub fn HistogramPlot(heights: Vec<f32>, edges: Vec<f32>, unit: &'static str) -> impl IntoView {
-    const WIDTH: f32 = 320.0;
-    const HEIGHT: f32 = 72.0;
+    // Whole, so that the page need not know how any float is written.
+    const WIDTH: u16 = 320;
+    const HEIGHT: u16 = 72;
     let top = heights.iter().copied().fold(0.0, f32::max);
     if heights.is_empty() || top <= 0.0 {
         return view! { <p class="faint">"No activations to count."</p> }.erased();
     }
-    let step = WIDTH / heights.len() as f32;
+    let (width, full) = (f32::from(WIDTH), f32::from(HEIGHT));
+    let step = width / heights.len() as f32;
     let total: f32 = heights.iter().sum();
     let bars = heights.iter().enumerate().map(|(bar, height)| {
         // A square root keeps rare strong activations visible beside the many weak ones.
-        let tall = (height / top).sqrt() * HEIGHT;
+        let tall = (height / top).sqrt() * full;
         let share = (bar + 1) as f32 / heights.len() as f32;
         let from = edges.get(bar).copied().unwrap_or_default();
         let to = edges.get(bar + 1).copied().unwrap_or(from);
@@ -138,7 +140,7 @@ pub fn HistogramPlot(heights: Vec<f32>, edges: Vec<f32>, unit: &'static str) -> 
         view! {
             <rect
                 x=fixed(bar as f32 * step + 0.5, 2)
-                y=fixed(HEIGHT - tall, 2)
+                y=fixed(full - tall, 2)
                 width=fixed((step - 1.0).max(0.5), 2)
                 height=fixed(tall, 2)
                 style=format!("--share:{}", fixed(share, 2))

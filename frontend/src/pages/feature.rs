@@ -23,7 +23,7 @@ use std::time::Duration;
 /// Example pictures of one kind.
 const LIMIT: u32 = 24;
 /// Strength a link to the steer page starts with, in units of the feature's maximum.
-const STRENGTH: f32 = 3.0;
+const STRENGTH: u32 = 3;
 
 fn feature(key: SourceKey, index: &str) -> Answer<Ask<Feature>> {
     let index = index.parse().map_err(|_| {

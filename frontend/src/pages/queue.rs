@@ -3,7 +3,7 @@
 use crate::{
     api::{Fetched, SourceKey, endpoint},
     components::{Erase, Load, Pager, Picker, Skeleton, Stat},
-    format::{count, duration, sig3},
+    format::{count, duration, fixed, sig3},
     links::{feature_path, job_query_from_params, queue_path},
 };
 use api::{EndpointStatus, Job, JobKind, JobList, JobQuery, JobState, KindStatus};
@@ -171,7 +171,7 @@ fn step_row(kind: &KindStatus) -> impl IntoView + use<> {
             <th scope="row">
                 {kind.kind.as_str()}
                 <span class="step-bar" aria-hidden="true">
-                    <i style=format!("width:{:.1}%", share * 100.0)></i>
+                    <i style=format!("width:{}%", fixed(share * 100.0, 1))></i>
                 </span>
             </th>
             {cells}

@@ -14,8 +14,8 @@ pub(crate) const WARM: [f32; 3] = [255.0, 178.0, 64.0];
 pub(crate) fn check(patches: &[f32], shape: MapShape, scale_max: f32, tint: f32) -> Result<(), Error> {
     check_len("patches [rows, columns]", patches.len(), shape.patches())?;
     check_finite("patches [rows columns]", patches, 1)?;
-    check_range("scale_max", scale_max, 1e-30..=1e30)?;
-    check_range("tint", tint, 0.0..=1.0)
+    check_range("scale_max", scale_max, 1e-30..=1e30, "1e-30 to 1e30")?;
+    check_range("tint", tint, 0.0..=1.0, "0 to 1")
 }
 
 /// RGBA8, premultiplied, `[height, width, 4]`: `tint · light` of a warm colour over black of opacity `(1 - light) ·

@@ -12,7 +12,7 @@ pub(crate) fn factor(bins: u32, max: f32) -> Result<f32, Error> {
         return Err(Error::Size { what: "bins", given: bins.into(), expected: format!("1 to {MAX_BINS}") });
     }
     // Far enough from the ends of f32 that the factor is an ordinary number.
-    check_range("largest value of a histogram", max, 1e-30..=1e30)?;
+    check_range("largest value of a histogram", max, 1e-30..=1e30, "1e-30 to 1e30")?;
     Ok(bins as f32 / max)
 }
 

@@ -20,6 +20,9 @@ const STACK: &str = "link-arg=-zstack-size=524288";
 /// Raise when this file or [`shrink`] makes other output from the same wasm, so that old bundles are not kept.
 const RECIPE: &str = "2";
 
+/// A part of the names of Rust's functions that write floats: 7 KiB after brotli.
+const FLOAT_WRITER: &[u8] = b"flt2dec";
+
 /// One line of cargo's `--message-format json`.
 #[derive(Deserialize)]
 struct Message {
@@ -73,9 +76,23 @@ fn find_wasm(bundle: &Bundle, output: impl BufRead) -> anyhow::Result<Option<Pat
 }
 
 /// What decides about the bundle's content.
+///
+/// # Errors
+/// When the wasm cannot be read, or has [`FLOAT_WRITER`].
 pub fn fingerprint(bundle: &Bundle, wasm: &Path) -> anyhow::Result<String> {
     let content = fs::read(wasm).with_context(|| format!("cannot read {}", wasm.display()))?;
+    if has_float_writer(&content) {
+        bail!(
+            "{} has Rust's code that writes floats: something formats one with {{}} or {{:?}}, or calls `clamp` on floats \
+             with limits that are no constants; `frontend::format` writes them in less",
+            bundle.name
+        );
+    }
     Ok(hash::bytes(&[RECIPE.as_bytes(), bundle.name.as_bytes(), loader(bundle).as_bytes(), &content]))
+}
+
+fn has_float_writer(wasm: &[u8]) -> bool {
+    wasm.windows(FLOAT_WRITER.len()).any(|bytes| bytes == FLOAT_WRITER)
 }
 
 /// Writes the bundle's JavaScript modules and its wasm into `folder`.
@@ -121,6 +138,12 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)] // tests panic on purpose
     use super::super::{PAGES, WORKER};
     use super::*;
+
+    #[test]
+    fn code_that_writes_floats_is_found_by_its_name() {
+        assert!(has_float_writer(b"\0asm core3num7flt2dec8strategy6dragon15format_shortest"));
+        assert!(!has_float_writer(b"\0asm core3num3imp") && !has_float_writer(b""));
+    }
 
     #[test]
     fn the_wasm_is_found_in_cargos_messages() {

@@ -337,7 +337,8 @@ fn NumberField(
                 prop:value=move || shortest(value.get())
                 on:change=move |event| {
                     if let Some(number) = number(&event_target_value(&event)) {
-                        on_change.run(number.clamp(range.0, range.1));
+                        // `clamp` would bring its message, and with it the code that writes floats.
+                        on_change.run(number.max(range.0).min(range.1));
                     }
                 }
             />
