@@ -12,6 +12,8 @@ use pipeline::pocket::plan::{Plan, Size};
 use pipeline::pocket::sae::HiddenStates;
 use pipeline::pocket::sprites::Sprites;
 use pipeline::train::{HiddenShards, Settings, TrainOptions, train};
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -90,15 +92,20 @@ fn pocket_hidden_states(folder: &Path) -> Result<PathBuf> {
     let states = HiddenStates { net: &net, plan: &plan, sprites: &sprites, writer: &writer, device: &device };
     let d = config.text_config.hidden_size;
     println!("hidden states of the pocket model at {}: {TOKENS} tokens", plan.hook_point());
-    let mut bytes = Vec::with_capacity(TOKENS * d * 2);
+    let mut rows: Vec<Vec<u8>> = Vec::with_capacity(TOKENS);
     for seed in 0.. {
-        let left = TOKENS * d - bytes.len() / 2;
-        if left == 0 {
+        if rows.len() >= TOKENS {
             break;
         }
         let batch = states.batch(seed);
-        bytes.extend(batch.iter().take(left).flat_map(|value| f16::from_f32(*value).to_le_bytes()));
+        let row = |row: &[f32]| row.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect();
+        rows.extend(batch.chunks_exact(d).map(row));
     }
+    rows.truncate(TOKENS);
+    // Ours mixes tokens within windows, the other side all of them. Mixed before, both have the same to do: the last steps
+    // of ours would otherwise be about pictures that were never seen, those of the other about pictures half seen.
+    rows.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+    let bytes = rows.concat();
     let hidden = folder.join("hidden");
     std::fs::create_dir_all(&hidden)?;
     let view = TensorView::new(safetensors::Dtype::F16, vec![TOKENS, d], &bytes)?;
