@@ -220,9 +220,9 @@ mod tests {
 
     fn point(index: u32) -> MapPoint {
         let angle = index as f32 * 0.1;
-        let label = (index % 2 == 0).then(|| "a <b> & \"c\"\u{1}".to_owned());
-        let category = if index % 2 == 0 { Category::ALL[index as usize % 9] } else { Category::Unknown };
-        let score = (index % 4 == 0).then_some(index as f32 / 1e6);
+        let label = (index.is_multiple_of(2)).then(|| "a <b> & \"c\"\u{1}".to_owned());
+        let category = if index.is_multiple_of(2) { Category::ALL[index as usize % 9] } else { Category::Unknown };
+        let score = (index.is_multiple_of(4)).then_some(index as f32 / 1e6);
         MapPoint { index, x: 3.0 + angle.cos() * angle, y: angle.sin() * angle, label, category, score }
     }
 

@@ -386,7 +386,8 @@ mod tests {
         model::testing::tiny_checkpoint::<model::Cpu>(folder.path(), &Default::default()).unwrap();
         let sae = SaeFile::open(&folder.path().join("sae/model.layers.1")).unwrap();
         let row = |index: u32| {
-            let feature = api::Feature { index, dead: index % 3 == 0, umap_x: Some(9.0), ..api::Feature::default() };
+            let feature =
+                api::Feature { index, dead: index.is_multiple_of(3), umap_x: Some(9.0), ..api::Feature::default() };
             FeatureRow { feature, ..FeatureRow::default() }
         };
         // In any order.

@@ -24,8 +24,8 @@ fn feature(index: u32) -> FeatureRow {
         topk_cos_sim_indices: vec![7, u32::MAX],
         topk_cos_sim_values: vec![0.9, -0.1],
         // The first batch has all places, the others have some.
-        umap_x: (index < 1024 || index % 3 == 0).then_some(index as f32 / 7.0),
-        umap_y: (index < 1024 || index % 3 == 0).then_some(-1.5),
+        umap_x: (index < 1024 || index.is_multiple_of(3)).then_some(index as f32 / 7.0),
+        umap_y: (index < 1024 || index.is_multiple_of(3)).then_some(-1.5),
         explanations: vec![explanation],
         dead: index % 2 == 1,
         provenance: Provenance { date: "2025-01-01".into(), ..Provenance::default() },
