@@ -3,6 +3,7 @@
 use api::{Category, Source};
 use frontend::{
     api::SourceKey,
+    format::count,
     links::{feature_path, source_path},
 };
 use std::{
@@ -132,19 +133,23 @@ fn scale(points: &[MapPoint]) -> impl Fn(&MapPoint) -> (f32, f32) {
 
 /// How many points each category has, largest first.
 fn counts(points: &[MapPoint]) -> Vec<(Category, usize)> {
-    let count = |category: Category| (category, points.iter().filter(|one| one.category == category).count());
-    let mut counts: Vec<(Category, usize)> = Category::ALL.map(count).into_iter().filter(|one| one.1 > 0).collect();
+    let points_of = |category: Category| (category, points.iter().filter(|one| one.category == category).count());
+    let mut counts: Vec<(Category, usize)> = Category::ALL.map(points_of).into_iter().filter(|one| one.1 > 0).collect();
     counts.sort_by_key(|one| std::cmp::Reverse(one.1));
     counts
 }
 
 fn legend(out: &mut String, points: &[MapPoint]) -> fmt::Result {
-    for (number, (category, count)) in counts(points).into_iter().enumerate() {
+    for (number, (category, points)) in counts(points).into_iter().enumerate() {
         let (x, y) = (26 + number % IN_ROW * NAME_WIDTH, 70 + number / IN_ROW * ROW_HEIGHT);
         write!(out, "<path class=\"{}\" d=\"M{x} {}h0\"/>", category.as_str(), y - 5)?;
-        write!(out, "<text x=\"{}\" y=\"{y}\">{} {count}</text>", x + 12, category_name(category))?;
+        write!(out, "<text x=\"{}\" y=\"{y}\">{} {}</text>", x + 12, category_name(category), grouped(points))?;
     }
     Ok(())
+}
+
+fn grouped(points: usize) -> String {
+    count(points as u64)
 }
 
 fn category_name(category: Category) -> &'static str {
@@ -162,8 +167,10 @@ fn title(one: &MapPoint) -> String {
 
 /// The picture in words.
 fn about(source: &Source, points: &[MapPoint], linked: usize) -> String {
-    let categories: Vec<String> =
-        counts(points).iter().map(|(category, count)| format!("{} {count}", category_name(*category))).collect();
+    let categories: Vec<String> = counts(points)
+        .iter()
+        .map(|&(category, points)| format!("{} {}", category_name(category), grouped(points)))
+        .collect();
     let (all, categories) = (notes(source, points.len(), linked).join(" "), categories.join(", "));
     if points.is_empty() { all } else { format!("{all} By category: {categories}.") }
 }
@@ -177,13 +184,17 @@ fn notes(source: &Source, points: usize, linked: usize) -> Vec<String> {
         ];
     }
     let links = if linked < points {
-        format!(", {linked} of them, those with the best labels, with a link and a name")
+        format!(", {} of them, those with the best labels, with a link and a name", grouped(linked))
     } else {
         String::new()
     };
     let Source { provenance, latents, .. } = source;
     vec![
-        format!("{points} of {latents} features{links}. Near each other: their decoder rows are alike."),
+        format!(
+            "{} of {} features{links}. Near each other: their decoder rows are alike.",
+            grouped(points),
+            count(*latents)
+        ),
         format!(
             "UMAP of the decoder rows by cosine; distances have no unit. SAE {}, {}.",
             provenance.sae_revision, provenance.model
@@ -220,9 +231,9 @@ mod tests {
 
     fn point(index: u32) -> MapPoint {
         let angle = index as f32 * 0.1;
-        let label = (index.is_multiple_of(2)).then(|| "a <b> & \"c\"\u{1}".to_owned());
+        let label = index.is_multiple_of(2).then(|| "a <b> & \"c\"\u{1}".to_owned());
         let category = if index.is_multiple_of(2) { Category::ALL[index as usize % 9] } else { Category::Unknown };
-        let score = (index.is_multiple_of(4)).then_some(index as f32 / 1e6);
+        let score = index.is_multiple_of(4).then_some(index as f32 / 1e6);
         MapPoint { index, x: 3.0 + angle.cos() * angle, y: angle.sin() * angle, label, category, score }
     }
 
@@ -242,7 +253,7 @@ mod tests {
         parsed(&text);
         assert_eq!(text.matches("<a href=\"/tiny/1-res-64/").count(), 40);
         assert!(text.contains("<a href=\"/tiny/1-res-64/4\"><title>#4 a &lt;b&gt; &amp; &quot;c&quot; "), "{text}");
-        assert!(text.contains("<title>#3</title>") && text.contains("40 of 100000 features. "));
+        assert!(text.contains("<title>#3</title>") && text.contains("40 of 100,000 features. "));
         assert!(text.contains("By category: no category 20, "), "{text}");
         assert!(!text.contains("NaN") && !text.contains("inf"));
     }

@@ -13,7 +13,7 @@ use super::{
 use crate::{config::EngineChoice, engine::Device};
 use clap::builder::BoolishValueParser;
 use futures::{StreamExt, stream};
-use pipeline::score::{ScoreError, Scorer, Subject, Subjects, judge::Judge};
+use pipeline::score::{Measured, ScoreError, Scorer, Subject, Subjects, judge::Judge};
 use scorers::Scorers;
 use serde::Serialize;
 use std::{
@@ -254,7 +254,7 @@ impl Run {
                     self.note(|done| done.known += 1);
                     continue;
                 }
-                match scorer.score(subject).await {
+                match scorer.score(subject).await.and_then(|measured| finite(scorer.as_ref(), measured)) {
                     Ok(Some(measured)) => {
                         self.note(|done| done.in_a_row[number] = 0);
                         found.push(ComputedScore {
@@ -317,6 +317,16 @@ impl Run {
     }
 }
 
+/// What is no number is a failure of the scorer: stored, it would be in the way of every mean.
+fn finite(scorer: &dyn Scorer, measured: Option<Measured>) -> Result<Option<Measured>, ScoreError> {
+    let Some(Measured { value, baseline, interval: [low, high], .. }) = measured else { return Ok(None) };
+    if [value, baseline, low, high].iter().all(|number| number.is_finite()) {
+        return Ok(measured);
+    }
+    let reason = format!("the score is {value}, its baseline {baseline}, the interval {low} to {high}");
+    Err(ScoreError::Service { who: scorer.author().to_owned(), reason })
+}
+
 /// Whether the label has a score of this kind by this author.
 fn is_known(subject: &Subject, scorer: &dyn Scorer) -> bool {
     subject.explanation.scores.iter().any(|score| {
@@ -349,5 +359,42 @@ impl Done {
             line += &format!("; {} tokens read, {} written", self.input_tokens, self.output_tokens);
         }
         line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pipeline::score::PendingScore;
+
+    struct Nobody;
+
+    impl Scorer for Nobody {
+        fn type_name(&self) -> &str {
+            "clip score"
+        }
+
+        fn author(&self) -> &str {
+            "a tower"
+        }
+
+        fn score<'a>(&'a self, _: &'a Subject) -> PendingScore<'a> {
+            Box::pin(async { Ok(None) })
+        }
+    }
+
+    #[test]
+    fn a_score_that_is_no_number_is_a_failure() {
+        let fine = Measured { value: 0.5, baseline: 0.0, interval: [0.25, 0.75], samples: 8 };
+        assert_eq!(finite(&Nobody, None).unwrap(), None);
+        assert_eq!(finite(&Nobody, Some(fine)).unwrap(), Some(fine));
+        for wrong in [
+            Measured { value: f32::NAN, ..fine },
+            Measured { baseline: f32::INFINITY, ..fine },
+            Measured { interval: [0.25, f32::NAN], ..fine },
+        ] {
+            let error = finite(&Nobody, Some(wrong)).unwrap_err().to_string();
+            assert!(error.starts_with("a tower: the score is"), "{error}");
+        }
     }
 }
