@@ -364,6 +364,7 @@ impl Done {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)] // tests panic on purpose
     use super::*;
     use pipeline::score::PendingScore;
 
