@@ -76,6 +76,9 @@ pub struct Score {
     #[cfg(not(target_arch = "wasm32"))]
     #[serde(default, skip_serializing_if = "is_zero")]
     pub samples: u32,
+    /// Of a `steering` score: what became of its answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effects: Option<SteeringEffects>,
     /// Date, seed and picture set of the computation, and the interval, one line for people; empty where they are the
     /// label's own.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -106,6 +109,43 @@ impl Score {
             "clip score" => Some(100.0),
             _ => None,
         }
+    }
+}
+
+/// How many answers of a steered model changed in which way (paper, section 4.3: its four kinds of effect).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SteeringEffects {
+    /// The answer stays.
+    pub none: u32,
+    /// The answer names what the feature is about.
+    pub mentions: u32,
+    /// The answer argues, feels or acts from it.
+    pub reasons: u32,
+    /// The answer changes, but to something else.
+    pub unrelated: u32,
+}
+
+impl SteeringEffects {
+    pub const NAMES: [&str; 4] = ["none", "mentions", "reasons", "unrelated"];
+
+    /// In the order of [`Self::NAMES`].
+    pub fn counts(self) -> [u32; 4] {
+        [self.none, self.mentions, self.reasons, self.unrelated]
+    }
+
+    /// From counts in the order of [`Self::NAMES`].
+    pub fn from_counts([none, mentions, reasons, unrelated]: [u32; 4]) -> Self {
+        Self { none, mentions, reasons, unrelated }
+    }
+}
+
+impl std::ops::AddAssign for SteeringEffects {
+    fn add_assign(&mut self, other: Self) {
+        self.none += other.none;
+        self.mentions += other.mentions;
+        self.reasons += other.reasons;
+        self.unrelated += other.unrelated;
     }
 }
 
@@ -316,9 +356,23 @@ mod tests {
         let json = serde_json::to_string(&bare).unwrap_or_default();
         assert!(json.ends_with("\"explanationScoreModelName\":\"\"}"), "{json}");
         assert_eq!(crate::json::read::<Score>(&json).ok(), Some(bare.clone()));
-        let whole = Score { interval: Some([0.25, 0.75]), samples: 20, provenance: "seed 0".into(), ..bare };
+        let effects = Some(SteeringEffects::from_counts([1, 3, 1, 0]));
+        let whole = Score { interval: Some([0.25, 0.75]), samples: 20, effects, provenance: "seed 0".into(), ..bare };
         let json = serde_json::to_string(&whole).unwrap_or_default();
         assert!(json.contains("\"interval\":[0.25,0.75],\"samples\":20"), "{json}");
+        assert!(json.contains("\"effects\":{\"none\":1,\"mentions\":3,\"reasons\":1,\"unrelated\":0}"), "{json}");
         assert_eq!(crate::json::read::<Score>(&json).ok(), Some(whole));
+    }
+
+    #[test]
+    fn effects_add_up_by_their_names() {
+        let mut effects = SteeringEffects { none: 1, mentions: 2, reasons: 3, unrelated: 4 };
+        let json = serde_json::to_value(effects).unwrap_or_default();
+        assert_eq!(
+            SteeringEffects::NAMES.map(|name| json[name].as_u64()),
+            effects.counts().map(|n| Some(u64::from(n)))
+        );
+        effects += SteeringEffects::from_counts([10, 20, 30, 40]);
+        assert_eq!(effects.counts(), [11, 22, 33, 44]);
     }
 }

@@ -25,7 +25,7 @@ pub use engine::EngineInfo;
 pub use extract::{EXTRACT_KINDS_HEADER, ExtractDtype, ExtractQuery, TokenKind, TokenSpan};
 pub use feature::{
     Category, Explanation, Feature, FeatureList, FeatureQuery, FeatureSort, FeatureSummary, Histogram, Neighbour,
-    Neighbours, Score,
+    Neighbours, Score, SteeringEffects,
 };
 pub use job::{EndpointStatus, Job, JobKind, JobList, JobQuery, JobState, KindStatus};
 pub use picture::{Picture, PictureActivations, PictureList, PictureObject, Rect};

@@ -4,7 +4,7 @@
 
 mod double;
 
-use api::{Activation, ActivationImage, Explanation, Feature, FeatureSummary, Picture};
+use api::{Activation, ActivationImage, Explanation, Feature, FeatureSummary, Picture, SteeringEffects};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use double::{Double, MODEL, MOST_PICTURES, Mood, config};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
@@ -136,7 +136,7 @@ async fn a_judge_who_sees_gets_everything_right_and_nothing_under_another_label(
         assert_eq!(scorer.type_name(), type_name);
         assert!(scorer.author().starts_with(&format!("{MODEL}, prompt ")), "{}", scorer.author());
         for seed in 0..3 {
-            let expected = Measured { value: 1.0, baseline, interval: [1.0, 1.0], samples };
+            let expected = Measured { value: 1.0, baseline, interval: [1.0, 1.0], samples, effects: None };
             assert_eq!(measured(scorer.as_ref(), &subject(seed)).await, expected, "{type_name}");
         }
     }
@@ -336,10 +336,9 @@ async fn steering_is_judged_by_the_description_beside_another_feature() {
     let of = |feature| calls.iter().filter(|call| call.0 == feature).cloned().collect::<Vec<_>>();
     assert_eq!((of(INDEX), of(8)), (own, other));
 
+    let reasons = asked as u32;
+    assert_eq!(found.effects, Some(SteeringEffects { reasons, ..SteeringEffects::default() }), "of its own feature");
     let verdicts = steering.verdicts(&subject(0)).await.unwrap().unwrap();
-    assert_eq!(verdicts.effects(), [0, 0, asked, 0]);
-    let counts = steering.effects().counts();
-    assert_eq!((counts.len(), counts["reasons"], counts["unrelated"]), (4, asked as u64, 0), "of scores alone");
     assert!(
         verdicts
             .random
@@ -359,7 +358,8 @@ async fn texts_that_stay_are_not_judged() {
     let steering = Steering::new(judge(&double).await, speaker, peers());
     let found = measured(&steering, &subject(0)).await;
     assert_eq!((found.value, found.baseline), (0.0, 0.0));
-    assert_eq!(steering.verdicts(&subject(0)).await.unwrap().unwrap().effects(), [QUESTIONS.len(), 0, 0, 0]);
+    let none = QUESTIONS.len() as u32;
+    assert_eq!(found.effects, Some(SteeringEffects { none, ..SteeringEffects::default() }));
     assert!(double.seen.lock().unwrap().is_empty());
 }
 

@@ -212,7 +212,9 @@ impl Importer<'_> {
         let explanation = feature.label();
         let label = explanation.map(|explanation| explanation.description.as_str());
         let scores = explanation.map_or(&[][..], |explanation| &explanation.scores);
-        let best = scores.iter().filter(|score| score.value.is_finite()).max_by(|a, b| a.value.total_cmp(&b.value));
+        // One that ranks, if there is any: a CLIP score of 24 would hide every IoU.
+        let order = |a: &&api::Score, b: &&api::Score| a.ranks().cmp(&b.ranks()).then(a.value.total_cmp(&b.value));
+        let best = scores.iter().filter(|score| score.value.is_finite()).max_by(order);
         let (indices, values): (Vec<u32>, Vec<f32>) = row.firing.iter().copied().unzip();
         let wire = serde_json::to_string(feature).map_err(StoreError::row("feature"))?;
         // JSON has no NaN: such a feature would be written and never be read again.

@@ -2,7 +2,7 @@
 
 use super::Erase;
 use crate::format::{fixed, percent, sig3, visible_token};
-use api::{Provenance, Score};
+use api::{Provenance, Score, SteeringEffects};
 use leptos::prelude::*;
 
 /// Name of a score for people, and what it is.
@@ -64,6 +64,7 @@ pub fn ScoreAxis(scores: Vec<Score>) -> impl IntoView {
                     <span class="mono number">{sig3(score.value)}</span>
                     <span class="mono number faint">{sig3(score.baseline)}</span>
                 </div>
+                {score.effects.map(effects_row)}
             }
         })
         .collect_view();
@@ -88,6 +89,26 @@ pub fn ScoreAxis(scores: Vec<Score>) -> impl IntoView {
         </div>
     }
 }
+
+/// What became of the steered answers that a score is of: one bar, and the counts below it.
+fn effects_row(effects: SteeringEffects) -> impl IntoView {
+    let kinds = SteeringEffects::NAMES.into_iter().zip(effects.counts()).filter(|(_, count)| *count > 0);
+    let parts =
+        kinds.clone().map(|(name, count)| view! { <i data-effect=name style=format!("flex-grow:{count}")></i> });
+    let counts = kinds.map(|(name, count)| view! { <span data-effect=name>{count} " " {name}</span> });
+    view! {
+        <div class="axis-row effects" tabindex="0" data-about=EFFECTS>
+            <span class="axis-name">"effects"</span>
+            <div>
+                <span class="effects-bar" aria-hidden="true">{parts.collect_view()}</span>
+                <span class="effects-counts">{counts.collect_view()}</span>
+            </div>
+        </div>
+    }
+}
+
+const EFFECTS: &str = "what became of the answers when the feature was made strong: none, it stays; mentions, it names \
+                       the label; reasons, it argues, feels or acts from it; unrelated, it changes to something else";
 
 /// The same on a card: one small axis and the number.
 #[component]

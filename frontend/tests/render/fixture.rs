@@ -3,7 +3,7 @@
 use api::{
     Activation, ActivationImage, ActivationKind, Activations, Category, ErrorCode, Explanation, Feature, FeatureList,
     FeatureQuery, FeatureSummary, Neighbour, Neighbours, Picture, PictureActivations, PictureList, Provenance, Score,
-    Source, TextActivation,
+    Source, SteeringEffects, TextActivation,
 };
 use frontend::api::{Answer, Client, Endpoint, Pending, SourceKey, local_problem, write};
 use serde::Serialize;
@@ -147,6 +147,17 @@ fn feature(index: u32) -> Answer<Feature> {
         interval: Some([0.52, 0.7]),
         samples: 20,
         provenance: "2026-11-23, seed 0, pocket-cache (3,200 pictures)".into(),
+        ..Score::default()
+    };
+    let steering = Score {
+        value: 0.4,
+        baseline: 0.05,
+        explanation_score_type_name: "steering".into(),
+        explanation_score_model_name: "a judge".into(),
+        interval: Some([0.2, 0.6]),
+        samples: 5,
+        effects: Some(SteeringEffects { none: 1, mentions: 3, reasons: 1, unrelated: 0 }),
+        provenance: "2026-11-23, seed 0, pocket-cache (3,200 pictures)".into(),
     };
     let explanations = summary.label.iter().map(|label| Explanation {
         id: format!("e{index}"),
@@ -154,7 +165,7 @@ fn feature(index: u32) -> Answer<Feature> {
         type_name: "dissect".into(),
         explanation_model_name: "dissect (exact masks)".into(),
         category: summary.category,
-        scores: summary.score.iter().cloned().chain([pmi.clone(), computed.clone()]).collect(),
+        scores: summary.score.iter().cloned().chain([pmi.clone(), computed.clone(), steering.clone()]).collect(),
         created_at: "2026-11-22".into(),
         ..Explanation::default()
     });

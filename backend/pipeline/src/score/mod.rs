@@ -24,7 +24,7 @@ pub use interval::{bootstrap, bootstrap_by};
 pub use peers::{Peer, Peers};
 pub use subject::{RANDOM, SHOWN, Subjects};
 
-use api::{Activation, Explanation, Feature};
+use api::{Activation, Explanation, Feature, SteeringEffects};
 use std::{future::Future, pin::Pin};
 
 /// One score of one feature's label, and the same on a random baseline.
@@ -37,6 +37,8 @@ pub struct Measured {
     pub interval: [f32; 2],
     /// What the interval is over: pictures, answers or texts.
     pub samples: u32,
+    /// What became of the answers, with the label's own feature: of [`steering`] alone.
+    pub effects: Option<SteeringEffects>,
 }
 
 impl Measured {
@@ -48,6 +50,7 @@ impl Measured {
             baseline: interval::mean(baseline),
             interval: bootstrap(values, seed),
             samples: u32::try_from(values.len()).unwrap_or(u32::MAX),
+            effects: None,
         })
     }
 }

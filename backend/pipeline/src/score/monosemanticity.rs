@@ -58,6 +58,7 @@ impl MonoSemanticity {
             baseline: random.mean(&weights[..count], &all[..count]),
             interval: bootstrap_by(weights.len(), subject.seed, |drawn| cosines.mean(&weights, drawn)),
             samples: u32::try_from(weights.len()).unwrap_or(u32::MAX),
+            effects: None,
         }))
     }
 }

@@ -2,7 +2,7 @@
 //! the 95 % interval over the labels, and the number of labels.
 
 use super::interval::{bootstrap, mean};
-use api::{Category, Score};
+use api::{Category, Score, SteeringEffects};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use store::jobs::ComputedScore;
@@ -60,6 +60,9 @@ pub struct Column {
     pub author: String,
     /// Dates, seeds and picture sets.
     pub computed: BTreeSet<String>,
+    /// Of steering: what became of the answers, of all labels together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effects: Option<SteeringEffects>,
 }
 
 /// Means of one category.
@@ -127,6 +130,9 @@ impl Table {
         for (name, column) in names.iter().zip(&self.columns).filter(|(_, column)| !column.author.is_empty()) {
             let computed: Vec<&str> = column.computed.iter().map(String::as_str).collect();
             text += &format!("\n{name}: {} ({})", column.author, computed.join("; "));
+            if let Some(effects) = column.effects {
+                text += &format!("; effects: {}", counted(effects));
+            }
         }
         text + "\n"
     }
@@ -149,23 +155,35 @@ impl Table {
 
 /// The paper's columns, then all others that somebody computed.
 fn columns(labels: &[&Labelled]) -> Vec<Column> {
-    let mut found: BTreeMap<(usize, &str, &str), BTreeSet<String>> = BTreeMap::new();
+    let mut found: BTreeMap<(usize, &str, &str), Column> = BTreeMap::new();
+    let empty = |type_name: &str, author: &str| Column {
+        type_name: type_name.to_owned(),
+        author: author.to_owned(),
+        ..Column::default()
+    };
     for score in labels.iter().flat_map(|label| &label.scores) {
         let place = COLUMNS.iter().position(|name| *name == score.type_name).unwrap_or(COLUMNS.len());
         let computed = format!("{}, seed {}, {}", score.created_at, score.seed, score.image_set);
-        found.entry((place, &score.type_name, &score.author)).or_default().insert(computed);
+        let column = found
+            .entry((place, &score.type_name, &score.author))
+            .or_insert_with(|| empty(&score.type_name, &score.author));
+        column.computed.insert(computed);
+        if let Some(effects) = score.effects {
+            *column.effects.get_or_insert_default() += effects;
+        }
     }
     for (place, name) in COLUMNS.into_iter().enumerate() {
         if !found.keys().any(|(_, type_name, _)| *type_name == name) {
-            found.insert((place, name, ""), BTreeSet::new());
+            found.insert((place, name, ""), empty(name, ""));
         }
     }
-    let columns = found.into_iter().map(|((_, type_name, author), computed)| Column {
-        type_name: type_name.to_owned(),
-        author: author.to_owned(),
-        computed,
-    });
-    columns.collect()
+    found.into_values().collect()
+}
+
+/// What became of a steered model's answers: `2 none, 5 mentions, 3 reasons, 0 unrelated`.
+pub fn counted(effects: SteeringEffects) -> String {
+    let counts = SteeringEffects::NAMES.into_iter().zip(effects.counts());
+    counts.map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
 }
 
 impl Row {
@@ -293,6 +311,26 @@ mod tests {
         assert_eq!(words(lines[4])[1..7], scene, "{text}");
         assert!(text.contains("\nIoU: masks (2026-01-31, seed 7, a set)\n"), "{text}");
         assert!(!text.contains("consistency:"), "nobody computed it\n{text}");
+    }
+
+    #[test]
+    fn effects_of_steering_are_added_up_over_labels() {
+        let steered = |counts| {
+            let effects = Some(SteeringEffects::from_counts(counts));
+            vec![ComputedScore { effects, ..score("steering", "a judge", 0.5, 0.25) }]
+        };
+        let labels = [
+            label(Category::Scene, steered([1, 2, 2, 0])),
+            label(Category::Object, steered([0, 0, 4, 1])),
+            label(Category::Object, vec![score("iou", "masks", 0.5, 0.25)]),
+        ];
+        let report = Report::of(&labels);
+        let effects: Vec<_> = report.tables[0].columns.iter().map(|column| column.effects).collect();
+        assert_eq!(effects, [None, None, None, Some(SteeringEffects::from_counts([1, 2, 6, 1]))]);
+        let text = report.to_markdown();
+        let says =
+            "\nsteering: a judge (2026-01-31, seed 7, a set); effects: 1 none, 2 mentions, 6 reasons, 1 unrelated\n";
+        assert!(text.contains(says), "{text}");
     }
 
     #[test]

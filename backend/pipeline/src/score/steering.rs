@@ -15,17 +15,10 @@ use super::{
     peers::{Peer, Peers},
 };
 use crate::interpret::openai::{Question, read_json, wrong};
+use api::SteeringEffects;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeMap,
-    future::Future,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 /// Times its largest activation that a feature is clamped to, as on the steering page.
 pub const FACTOR: f32 = 3.0;
@@ -62,7 +55,7 @@ pub trait Steerer: Send + Sync {
     fn steer<'a>(&'a self, feature: u32, strength: f32, prompt: &'a str) -> PendingTexts<'a>;
 }
 
-/// What a strong feature does to an answer (paper, section 4.3).
+/// What a strong feature does to an answer (paper, section 4.3); [`SteeringEffects`] counts them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Effect {
@@ -77,16 +70,8 @@ pub enum Effect {
 }
 
 impl Effect {
+    /// In the order of [`SteeringEffects::NAMES`].
     pub const ALL: [Self; 4] = [Self::None, Self::Mentions, Self::Reasons, Self::Unrelated];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Mentions => "mentions",
-            Self::Reasons => "reasons",
-            Self::Unrelated => "unrelated",
-        }
-    }
 }
 
 /// What the judge says about one question's answers.
@@ -111,14 +96,16 @@ pub struct Verdicts {
 }
 
 impl Verdicts {
-    /// Answers of each kind of effect, with its own feature, in the order of [`Effect::ALL`].
-    pub fn effects(&self) -> [usize; 4] {
-        Effect::ALL.map(|effect| self.own.iter().filter(|verdict| verdict.effect == effect).count())
+    /// Answers of each kind of effect, with its own feature.
+    pub fn effects(&self) -> SteeringEffects {
+        let count = |effect| self.own.iter().filter(|verdict| verdict.effect == effect).count();
+        SteeringEffects::from_counts(Effect::ALL.map(|effect| u32::try_from(count(effect)).unwrap_or(u32::MAX)))
     }
 
     fn measured(&self, seed: u64) -> Option<Measured> {
         let shares = |of: &[Verdict]| of.iter().map(|verdict| share(verdict.score)).collect::<Vec<_>>();
-        Measured::mean(&shares(&self.own), &shares(&self.random), seed)
+        let measured = Measured::mean(&shares(&self.own), &shares(&self.random), seed)?;
+        Some(Measured { effects: Some(self.effects()), ..measured })
     }
 }
 
@@ -134,43 +121,19 @@ struct Answer {
     effect: Effect,
 }
 
-/// Answers of each kind of effect in all scores so far, with the labels' own features.
-#[derive(Debug, Default)]
-pub struct Effects([AtomicU64; Effect::ALL.len()]);
-
-impl Effects {
-    fn add(&self, verdicts: &Verdicts) {
-        for (counter, count) in self.0.iter().zip(verdicts.effects()) {
-            counter.fetch_add(count as u64, Ordering::Relaxed);
-        }
-    }
-
-    /// By the effects' names.
-    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
-        let counts = self.0.iter().map(|counter| counter.load(Ordering::Relaxed));
-        Effect::ALL.map(Effect::as_str).into_iter().zip(counts).collect()
-    }
-}
-
 /// How far a judge finds the label in what the steered model says.
 pub struct Steering {
     judge: Arc<Judge>,
     steerer: Arc<dyn Steerer>,
     peers: Arc<Peers>,
     author: String,
-    effects: Arc<Effects>,
 }
 
 impl Steering {
     pub fn new(judge: Arc<Judge>, steerer: Arc<dyn Steerer>, peers: Arc<Peers>) -> Self {
         let settings = format!("clamp to {FACTOR} times the maximum, {}, {QUESTIONS:?}", steerer.settings());
         let author = judge.author(PROMPT, &settings);
-        Self { judge, steerer, peers, author, effects: Arc::default() }
-    }
-
-    /// What all scores so far have counted.
-    pub fn effects(&self) -> Arc<Effects> {
-        self.effects.clone()
+        Self { judge, steerer, peers, author }
     }
 
     /// What is behind the score: every text with its verdict. `None` where there is no label, no other feature, or
@@ -211,9 +174,7 @@ impl Steering {
     }
 
     async fn measure(&self, subject: &Subject) -> Result<Option<Measured>, ScoreError> {
-        let Some(verdicts) = self.verdicts(subject).await? else { return Ok(None) };
-        self.effects.add(&verdicts);
-        Ok(verdicts.measured(subject.seed))
+        Ok(self.verdicts(subject).await?.and_then(|verdicts| verdicts.measured(subject.seed)))
     }
 }
 
@@ -243,7 +204,7 @@ fn content(label: &str, question: &str, texts: &Steered) -> Value {
 
 fn schema() -> Value {
     let score = json!({ "type": "integer", "minimum": 1, "maximum": 10 });
-    let effect = json!({ "type": "string", "enum": Effect::ALL.map(Effect::as_str) });
+    let effect = json!({ "type": "string", "enum": SteeringEffects::NAMES });
     json!({
         "type": "object", "properties": { "score": score, "effect": effect },
         "required": ["score", "effect"], "additionalProperties": false,
@@ -270,8 +231,9 @@ mod tests {
         let own = vec![verdict(10, Effect::Reasons), verdict(5, Effect::Mentions), verdict(6, Effect::Mentions)];
         let random = vec![verdict(1, Effect::None), verdict(2, Effect::Unrelated)];
         let verdicts = Verdicts { own, random };
-        assert_eq!(verdicts.effects(), [0, 2, 1, 0]);
         let measured = verdicts.measured(0).unwrap();
+        let counted = SteeringEffects { none: 0, mentions: 2, reasons: 1, unrelated: 0 };
+        assert_eq!(measured.effects, Some(counted), "of its own feature");
         assert!((1.0 + 9.0 * measured.value - 7.0).abs() < 1e-5, "{measured:?}");
         assert!((1.0 + 9.0 * measured.baseline - 1.5).abs() < 1e-5, "{measured:?}");
         assert_eq!(measured.samples, 3);
@@ -295,10 +257,10 @@ mod tests {
     }
 
     #[test]
-    fn effects_are_named_alike_in_answers_and_schema() {
-        for effect in Effect::ALL {
-            assert_eq!(serde_json::to_value(effect).unwrap(), effect.as_str());
-            assert!(PROMPT.contains(&format!("- {}:", effect.as_str())), "the prompt does not say {effect:?}");
+    fn effects_are_named_alike_in_answers_schema_and_counts() {
+        for (effect, name) in Effect::ALL.into_iter().zip(SteeringEffects::NAMES) {
+            assert_eq!(serde_json::to_value(effect).unwrap(), name);
+            assert!(PROMPT.contains(&format!("- {name}:")), "the prompt does not say {effect:?}");
         }
     }
 }

@@ -55,7 +55,7 @@ pub(super) async fn measure(
     let of_drawn = |drawn: &[usize]| accuracy(&drawn.iter().map(|&i| pairs[i]).collect::<Vec<_>>());
     let samples = u32::try_from(pairs.len()).unwrap_or(u32::MAX);
     let interval = bootstrap_by(pairs.len(), subject.seed, of_drawn);
-    Ok(Measured { value: accuracy(&pairs), baseline, interval, samples })
+    Ok(Measured { value: accuracy(&pairs), baseline, interval, samples, effects: None })
 }
 
 /// What the judge says of each picture, as many pictures in one question as it takes.

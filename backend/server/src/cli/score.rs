@@ -11,9 +11,10 @@ use super::{
     progress::Progress,
 };
 use crate::{config::EngineChoice, engine::Device};
+use api::SteeringEffects;
 use clap::builder::BoolishValueParser;
 use futures::{StreamExt, stream};
-use pipeline::score::{Measured, ScoreError, Scorer, Subject, Subjects, judge::Judge};
+use pipeline::score::{Measured, ScoreError, Scorer, Subject, Subjects, judge::Judge, report::counted};
 use scorers::Scorers;
 use serde::Serialize;
 use std::{
@@ -162,9 +163,9 @@ struct Done {
     /// Of the larger model.
     input_tokens: u64,
     output_tokens: u64,
-    /// Of steering: answers of each kind of effect.
+    /// Of steering: what became of the answers, of all labels together.
     #[serde(skip_serializing_if = "Option::is_none")]
-    effects: Option<BTreeMap<&'static str, u64>>,
+    effects: Option<SteeringEffects>,
     /// Failures of each scorer since its last success.
     #[serde(skip)]
     in_a_row: Vec<u32>,
@@ -200,7 +201,7 @@ async fn compute(args: &ScoreArgs) -> Result<Done, CliError> {
     let source = args.jobs.source(&opened.store).await?;
     let features = args.of.indices(&opened.store, &source).await?;
     let progress = Progress::start("opening the scorers");
-    let Scorers { all, judge, effects } = Scorers::open(args, &opened.store, &source).await?;
+    let Scorers { all, judge } = Scorers::open(args, &opened.store, &source).await?;
     let authors = all.iter().map(|scorer| [scorer.type_name().to_owned(), scorer.author().to_owned()]);
     let done = Done {
         features: features.len(),
@@ -233,7 +234,6 @@ async fn compute(args: &ScoreArgs) -> Result<Done, CliError> {
     let mut done = std::mem::take(&mut *run.done.lock().unwrap_or_else(PoisonError::into_inner));
     let Usage { input_tokens, output_tokens } = judge.as_deref().map(Judge::usage).unwrap_or_default();
     (done.input_tokens, done.output_tokens) = (input_tokens, output_tokens);
-    done.effects = effects.map(|effects| effects.counts());
     opened.queue.close().await;
     opened.store.close().await;
     Ok(done)
@@ -267,6 +267,7 @@ impl Run {
                             baseline: measured.baseline,
                             interval: measured.interval,
                             samples: measured.samples,
+                            effects: measured.effects,
                             seed: self.seed,
                             image_set: self.source.source.provenance.image_set.clone(),
                             created_at: String::new(),
@@ -289,7 +290,12 @@ impl Run {
         if !found.is_empty() {
             self.queue.save_scores(&self.source.source, &found).await?;
             self.note(|done| {
-                found.into_iter().for_each(|score| *done.scores.entry(score.type_name).or_default() += 1);
+                for score in found {
+                    *done.scores.entry(score.type_name).or_default() += 1;
+                    if let Some(effects) = score.effects {
+                        *done.effects.get_or_insert_default() += effects;
+                    }
+                }
             });
         }
         Ok(())
@@ -351,9 +357,8 @@ impl Done {
         if let Some(failure) = &self.first_failure {
             line += &format!(": {failure}");
         }
-        if let Some(effects) = &self.effects {
-            let counted: Vec<String> = effects.iter().map(|(effect, count)| format!("{count} {effect}")).collect();
-            line += &format!("; effects of steering: {}", counted.join(", "));
+        if let Some(effects) = self.effects {
+            line += &format!("; effects of steering: {}", counted(effects));
         }
         if self.input_tokens + self.output_tokens > 0 {
             line += &format!("; {} tokens read, {} written", self.input_tokens, self.output_tokens);
@@ -386,7 +391,7 @@ mod tests {
 
     #[test]
     fn a_score_that_is_no_number_is_a_failure() {
-        let fine = Measured { value: 0.5, baseline: 0.0, interval: [0.25, 0.75], samples: 8 };
+        let fine = Measured { value: 0.5, baseline: 0.0, interval: [0.25, 0.75], samples: 8, effects: None };
         assert_eq!(finite(&Nobody, None).unwrap(), None);
         assert_eq!(finite(&Nobody, Some(fine)).unwrap(), Some(fine));
         for wrong in [

@@ -5,7 +5,7 @@
 
 use super::{Queue, on_pool, read::date, row};
 use crate::{StoreError, begin::begin};
-use api::{Explanation, Score, Source};
+use api::{Explanation, Score, Source, SteeringEffects};
 use std::collections::BTreeMap;
 
 /// A score of one explanation, and where it comes from.
@@ -24,6 +24,8 @@ pub struct ComputedScore {
     /// 95 % interval of the value.
     pub interval: [f32; 2],
     pub samples: u32,
+    /// Of steering.
+    pub effects: Option<SteeringEffects>,
     pub seed: u64,
     /// Name and size of the picture set.
     pub image_set: String,
@@ -43,6 +45,10 @@ struct ScoreRow {
     low: f64,
     high: f64,
     samples: i64,
+    effect_none: Option<i64>,
+    effect_mentions: Option<i64>,
+    effect_reasons: Option<i64>,
+    effect_unrelated: Option<i64>,
     seed: i64,
     image_set: String,
     created_at: i64,
@@ -62,15 +68,20 @@ impl Queue {
             let mut transaction = begin(pool, dialect.begin).await?;
             let sql = format!(
                 "INSERT INTO score (model_id, source_id, sae_revision, feature, explanation, type_name, author,
-                                    description, value, baseline, low, high, samples, seed, image_set, created_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, {})
+                                    description, value, baseline, low, high, samples, seed, image_set,
+                                    effect_none, effect_mentions, effect_reasons, effect_unrelated, created_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, {})
                  ON CONFLICT (model_id, source_id, sae_revision, feature, explanation, type_name, author) DO UPDATE SET
                      description = excluded.description, value = excluded.value, baseline = excluded.baseline,
                      low = excluded.low, high = excluded.high, samples = excluded.samples, seed = excluded.seed,
-                     image_set = excluded.image_set, created_at = excluded.created_at",
+                     image_set = excluded.image_set, effect_none = excluded.effect_none,
+                     effect_mentions = excluded.effect_mentions, effect_reasons = excluded.effect_reasons,
+                     effect_unrelated = excluded.effect_unrelated, created_at = excluded.created_at",
                 dialect.now
             );
             for score in scores {
+                let [none, mentions, reasons, unrelated] =
+                    score.effects.map_or([None; 4], |effects| effects.counts().map(|count| Some(i64::from(count))));
                 sqlx::query(&sql)
                     .bind(source.model_id.as_str())
                     .bind(source.source_id.as_str())
@@ -87,6 +98,10 @@ impl Queue {
                     .bind(i64::from(score.samples))
                     .bind(score.seed.cast_signed())
                     .bind(score.image_set.as_str())
+                    .bind(none)
+                    .bind(mentions)
+                    .bind(reasons)
+                    .bind(unrelated)
                     .execute(&mut *transaction)
                     .await?;
             }
@@ -110,8 +125,9 @@ impl Queue {
         }
         let rows: Vec<ScoreRow> = on_pool!(self, |pool, _dialect, Db| {
             let mut query = sqlx::QueryBuilder::<Db>::new(
-                "SELECT feature, explanation, description, type_name, author, value, baseline, low, high, samples, seed,
-                        image_set, created_at FROM score WHERE model_id = ",
+                "SELECT feature, explanation, description, type_name, author, value, baseline, low, high, samples,
+                        effect_none, effect_mentions, effect_reasons, effect_unrelated, seed, image_set, created_at
+                 FROM score WHERE model_id = ",
             );
             query.push_bind(source.model_id.as_str()).push(" AND source_id = ").push_bind(source.source_id.as_str());
             query.push(" AND sae_revision = ").push_bind(source.provenance.sae_revision.as_str());
@@ -160,8 +176,19 @@ impl ComputedScore {
 }
 
 impl ScoreRow {
+    /// All four, or none.
+    fn effects(&self) -> Option<SteeringEffects> {
+        Some(SteeringEffects {
+            none: count(self.effect_none?),
+            mentions: count(self.effect_mentions?),
+            reasons: count(self.effect_reasons?),
+            unrelated: count(self.effect_unrelated?),
+        })
+    }
+
     fn into_score(self) -> ComputedScore {
         ComputedScore {
+            effects: self.effects(),
             feature: u32::try_from(self.feature).unwrap_or(u32::MAX),
             explanation: self.explanation,
             description: self.description,
@@ -171,12 +198,16 @@ impl ScoreRow {
             value: self.value as f32,
             baseline: self.baseline as f32,
             interval: [self.low as f32, self.high as f32],
-            samples: u32::try_from(row::count(self.samples)).unwrap_or(u32::MAX),
+            samples: count(self.samples),
             seed: self.seed.cast_unsigned(),
             image_set: self.image_set,
             created_at: date(self.created_at),
         }
     }
+}
+
+fn count(stored: i64) -> u32 {
+    u32::try_from(row::count(stored)).unwrap_or(u32::MAX)
 }
 
 impl From<ComputedScore> for Score {
@@ -194,6 +225,7 @@ impl From<ComputedScore> for Score {
             explanation_score_model_name: computed.author,
             interval: Some(computed.interval),
             samples: computed.samples,
+            effects: computed.effects,
             provenance,
         }
     }

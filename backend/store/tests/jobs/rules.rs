@@ -1,7 +1,7 @@
 //! What must hold whatever happens, one function per rule. Each gets a queue of its own.
 
 use crate::{RULES, assignment, complete, explained, postgres, source, sqlite, take};
-use api::{Category, JobKind, JobState, KindStatus, Score};
+use api::{Category, JobKind, JobState, KindStatus, Score, SteeringEffects};
 use std::time::{Duration, Instant};
 use store::jobs::{Assignment, BULK, Claim, ComputedScore, Enqueued, JobFilter, Outcome, Queue, Rules, Usage, VISITOR};
 use tokio::time::sleep;
@@ -411,13 +411,15 @@ async fn a_computed_score_is_kept_once(queue: Queue) {
         baseline: 0.1,
         interval: [value - 0.125, value + 0.125],
         samples: 20,
+        effects: None,
         seed: u64::MAX - 1,
         image_set: "a set (4 pictures)".into(),
         created_at: String::new(),
     };
     let first = [score(1, "masks", 0.5), score(1, "a service", 0.25), score(2, "masks", 0.75)];
     queue.save_scores(&source(), &first).await.unwrap();
-    queue.save_scores(&source(), &[ComputedScore { samples: 5, ..score(1, "masks", 0.625) }]).await.unwrap();
+    let effects = Some(SteeringEffects { none: 2, mentions: 0, reasons: 3, unrelated: u32::MAX });
+    queue.save_scores(&source(), &[ComputedScore { samples: 5, effects, ..score(1, "masks", 0.625) }]).await.unwrap();
 
     let found = queue.list_scores(&source(), None).await.unwrap();
     let values =
@@ -426,6 +428,7 @@ async fn a_computed_score_is_kept_once(queue: Queue) {
     assert_eq!((values(2), found.len()), (vec![("masks", 0.75)], 2));
     let replaced = &found[&1][1];
     assert_eq!((replaced.samples, replaced.seed, replaced.interval), (5, u64::MAX - 1, [0.5, 0.75]));
+    assert_eq!((replaced.effects, found[&1][0].effects), (effects, None));
     assert_eq!(replaced.created_at.len(), "2026-01-31".len());
     assert_eq!(queue.list_scores(&source(), Some(&[2, 3])).await.unwrap().keys().copied().collect::<Vec<_>>(), [2]);
     assert!(queue.list_scores(&source(), Some(&[])).await.unwrap().is_empty());

@@ -19,7 +19,7 @@ use pipeline::{
         iou::Iou,
         judge::Judge,
         monosemanticity::MonoSemanticity,
-        steering::{Effects, Steering},
+        steering::Steering,
     },
 };
 use std::{path::Path, sync::Arc, time::Duration};
@@ -29,8 +29,6 @@ use store::{SourceEntry, Store};
 pub(super) struct Scorers {
     pub all: Vec<Box<dyn Scorer>>,
     pub judge: Option<Arc<Judge>>,
-    /// Kinds of effects that steering has, as they are judged.
-    pub effects: Option<Arc<Effects>>,
 }
 
 impl Scorers {
@@ -54,7 +52,7 @@ impl Scorers {
                 all.push(Box::new(MonoSemanticity::new(clip, &name)));
             }
         }
-        let (mut judge, mut effects) = (None, None);
+        let mut judge = None;
         if kinds.iter().any(|kind| kind.asks_a_judge()) {
             let asked = Arc::new(Judge::new(&args.lmm.config())?);
             let peers: Arc<Peers> = Arc::new(living(store, source).await?.into_iter().collect());
@@ -70,13 +68,11 @@ impl Scorers {
             if let Some(EngineChoice::Remote(urls)) = args.engine.as_ref().filter(|_| has(Kind::Steering)) {
                 let steerer = EngineSteerer::connect(urls, &source.source).await;
                 let steerer = steerer.map_err(|error| CliError::flag("--engine", error.to_string()))?;
-                let steering = Steering::new(asked.clone(), Arc::new(steerer), peers);
-                effects = Some(steering.effects());
-                all.push(Box::new(steering));
+                all.push(Box::new(Steering::new(asked.clone(), Arc::new(steerer), peers)));
             }
             judge = Some(asked);
         }
-        Ok(Self { all, judge, effects })
+        Ok(Self { all, judge })
     }
 }
 

@@ -60,6 +60,7 @@ impl Writer<'_> {
                         baseline: score.baseline,
                         interval: score.interval,
                         samples: Some(score.samples).filter(|samples| *samples > 0),
+                        effects: score.effects,
                         provenance: score.provenance.clone(),
                     };
                     let row = rows::Score {

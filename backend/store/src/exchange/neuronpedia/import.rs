@@ -94,6 +94,7 @@ impl Reader<'_> {
                     explanation_score_model_name: score.explanation_score_model_name,
                     interval: details.interval,
                     samples: details.samples.unwrap_or_default(),
+                    effects: details.effects,
                     provenance: details.provenance,
                 }),
                 Err(_) => unscored += 1,

@@ -118,6 +118,8 @@ pub(super) struct Details {
     pub interval: Option<[f32; 2]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effects: Option<api::SteeringEffects>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub provenance: String,
 }
