@@ -87,7 +87,9 @@ async fn a_feature_shows_label_score_baseline_and_examples() {
         "by whom, when"
     );
     assert_eq!(count(&html, "data-effect="), 2 * 3, "the kinds of effect that answers have, as bar and as counts");
-    assert!(html.contains("data-effect=\"mentions\" style=\"flex-grow:3\"") && !html.contains("unrelated\""));
+    assert!(
+        html.contains("data-effect=\"mentions\" style=\"flex-grow:3;\"") && !html.contains("data-effect=\"unrelated")
+    );
     assert_eq!(count(&html, "class=\"example\""), 24);
     assert!(html.contains("fires on "), "heat maps have a text summary");
     assert!(html.contains("dissect (exact masks)") && html.contains("pocket@1a2b3c4d5e6f"), "provenance");

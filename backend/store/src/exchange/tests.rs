@@ -102,10 +102,24 @@ fn a_card_without_credits_claims_no_licence() {
 #[tokio::test]
 async fn neuronpedia_gives_back_all_that_it_can_hold() {
     let (place, from, foreign, back) = place();
-    neuronpedia::export(&from, &Explanations::new(), Some("somebody"), &foreign).unwrap();
+    let steering = api::Score {
+        value: 0.5,
+        baseline: 0.25,
+        explanation_score_type_name: "steering".into(),
+        interval: Some([0.25, 0.75]),
+        samples: 5,
+        effects: Some(api::SteeringEffects { none: 1, mentions: 3, reasons: 1, unrelated: 0 }),
+        provenance: "seed 7".into(),
+        ..api::Score::default()
+    };
+    let id = "job-1".to_owned();
+    let further = api::Explanation { id, scores: vec![steering], ..api::Explanation::default() };
+    let more = Explanations::from([(0, vec![further.clone()])]);
+    neuronpedia::export(&from, &more, Some("somebody"), &foreign).unwrap();
     let report = neuronpedia::import(&foreign, None, &decode, &back).unwrap();
-    assert_eq!((report.features, report.explanations, report.examples, report.texts), (12, 6, 44, 11));
+    assert_eq!((report.features, report.explanations, report.examples, report.texts), (12, 7, 44, 11));
     let mut expected = read(&from);
+    expected.features[0].feature.explanations.push(further);
     expected.source.explained = 6;
     expected.samples.clear();
     for row in &mut expected.features {
