@@ -13,6 +13,9 @@ pub enum TileShape {
     /// `lanes` threads share the channels of a few rows and add their sums at the end: for few tokens, where reading
     /// the weights is all there is to do.
     Split { lanes: u32, tokens: u32, latents: u32 },
+    /// Each of `threads` threads computes `tokens` × `latents` values by itself: for adapters in software, to which
+    /// waiting for other threads is dear.
+    Direct { threads: u32, tokens: u32, latents: u32 },
 }
 
 impl TileShape {
@@ -30,7 +33,7 @@ impl TileShape {
     pub const fn tokens(self) -> u32 {
         match self {
             Self::Tiled { token_threads, tokens_per_thread, .. } => token_threads * tokens_per_thread,
-            Self::Split { tokens, .. } => tokens,
+            Self::Split { tokens, .. } | Self::Direct { tokens, .. } => tokens,
         }
     }
 
@@ -40,6 +43,7 @@ impl TileShape {
         match self {
             Self::Tiled { latent_threads, quads_per_thread, .. } => 4 * latent_threads * quads_per_thread,
             Self::Split { latents, .. } => latents,
+            Self::Direct { threads, latents, .. } => threads * latents,
         }
     }
 
@@ -48,7 +52,14 @@ impl TileShape {
         match self {
             Self::Tiled { .. } => "tiled",
             Self::Split { .. } => "split",
+            Self::Direct { .. } => "direct",
         }
+    }
+
+    /// Whether threads compute by themselves: fastest where waiting for others is dear.
+    #[must_use]
+    pub const fn waits_for_nobody(self) -> bool {
+        matches!(self, Self::Direct { .. })
     }
 
     /// `sae_encode.wgsl` with its `// host:` lines filled in and its `// unroll` loops written out.
@@ -79,6 +90,12 @@ impl TileShape {
                 ("SPLIT_LATENTS", latents),
                 ("SPLIT_VALUES", tokens * latents),
             ],
+            Self::Direct { threads, tokens, latents } => &[
+                ("DIRECT_THREADS", threads),
+                ("DIRECT_TOKENS", tokens),
+                ("DIRECT_LATENTS", latents),
+                ("DIRECT_VALUES", tokens * latents),
+            ],
         };
         let set = |source: String, (name, value): &(&str, u32)| with_constant(&source, name, &value.to_string());
         unrolled(&constants.iter().fold(with_constant(WGSL, "WEIGHTS", &weights.to_string()), set))
@@ -89,7 +106,8 @@ impl TileShape {
 ///
 /// A thread of the larger tiles reads `tokens + 4 quads` vectors for `16 tokens quads` multiply-adds: 3.2 of them for
 /// each number read at 4 × 1, 5.3 at 4 × 2, where reading from workgroup memory no longer bounds large GPUs.
-pub const TILE_SHAPES: [TileShape; 7] = [
+/// A software adapter takes ten times as long for a tile as for the same sums without waiting; the last two are for it.
+pub const TILE_SHAPES: [TileShape; 9] = [
     TileShape::Split { lanes: 128, tokens: 1, latents: 8 },
     TileShape::Split { lanes: 128, tokens: 4, latents: 4 },
     TileShape::tiled([16, 16], 1, 1, 4),
@@ -97,10 +115,12 @@ pub const TILE_SHAPES: [TileShape; 7] = [
     TileShape::tiled([16, 16], 4, 1, 4),
     TileShape::tiled([16, 16], 4, 2, 4),
     TileShape::tiled([8, 32], 8, 2, 2),
+    TileShape::Direct { threads: 64, tokens: 1, latents: 4 },
+    TileShape::Direct { threads: 16, tokens: 8, latents: 8 },
 ];
 
 /// All of them, as places in [`TILE_SHAPES`].
-pub const ALL_SHAPES: [usize; TILE_SHAPES.len()] = [0, 1, 2, 3, 4, 5, 6];
+pub const ALL_SHAPES: [usize; TILE_SHAPES.len()] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
 /// Enough for an SAE that is too small to be worth compiling and measuring all: for one token, few, and many.
 pub const PLAIN_SHAPES: [usize; 3] = [0, 2, 4];
 
@@ -122,6 +142,7 @@ impl Default for Speeds {
                     (tokens + latents) * 16.0 / (tokens * latents)
                 }
                 TileShape::Split { .. } => 16.0,
+                TileShape::Direct { .. } => 64.0,
             };
             (8.0 + read + 64.0 / shape.tokens() as f32) * 1e-12
         }))
@@ -168,6 +189,7 @@ mod tests {
                     assert!(lanes.is_multiple_of(constant(WGSL, "PARTS")));
                     (lanes, 4 * (lanes + 1) * tokens * latents)
                 }
+                TileShape::Direct { threads, .. } => (threads, 0),
             };
             assert!(threads <= 256 && memory <= 16 << 10 && shape.latents() <= MAX_TILE_LATENTS, "{shape:?}");
         }

@@ -73,6 +73,13 @@ const SPLIT_VALUES: u32 = 8; // host:
 // The sums of LANES threads are added in two rounds.
 const PARTS: u32 = 8;
 
+// `direct`: each thread computes DIRECT_TOKENS x DIRECT_LATENTS values by itself and waits for no other, for adapters
+// that are slow at waiting: those in software.
+const DIRECT_THREADS: u32 = 64; // host:
+const DIRECT_TOKENS: u32 = 1; // host:
+const DIRECT_LATENTS: u32 = 4; // host:
+const DIRECT_VALUES: u32 = 4; // host:
+
 // By channels, then by what of a thread a row is for: all indices but a thread's own place are constants, so that one
 // address serves all reads. Neighbouring threads read neighbouring quads.
 var<workgroup> token_tile: array<array<array<vec4<f32>, TOKEN_THREADS>, TOKENS_PER_THREAD>, STEP_QUADS>;
@@ -178,6 +185,22 @@ fn latent_octet(at: u32) -> u32 {
 fn channels_at(row: u32, quad: u32) -> vec4<f32> {
     let quads = params.width >> 2u;
     return select(vec4<f32>(), centred[row + min(quad, quads - 1u)], quad < quads);
+}
+
+// Scales a whole sum, adds the bias, and appends it to its row's survivors if it is one.
+fn keep(latent: u32, token: u32, sum: f32) {
+    if latent >= params.end_latent || token >= params.tokens {
+        return;
+    }
+    var pre = sum;
+    if WEIGHTS == INT8 {
+        pre *= bitcast<f32>(scales[latent]);
+    }
+    pre += b_enc[latent];
+    if pre > thresholds[token] {
+        let at = token * params.row_capacity + atomicAdd(&counts[token], 1u);
+        survivors[at] = vec2<u32>(latent, bitcast<u32>(pre));
+    }
 }
 
 @compute @workgroup_size(LATENT_THREADS, TOKEN_THREADS)
@@ -357,21 +380,49 @@ fn split(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     }
     workgroupBarrier();
     for (var i = thread; i < SPLIT_VALUES; i += LANES) {
-        let latent = first_latent + i / SPLIT_TOKENS;
-        let token = first_token + i % SPLIT_TOKENS;
-        if latent < params.end_latent && token < params.tokens {
-            var pre = 0.0;
-            for (var j = 0u; j < PARTS; j++) {
-                pre += partial[i][j * (LANES / PARTS)];
+        var sum = 0.0;
+        for (var j = 0u; j < PARTS; j++) {
+            sum += partial[i][j * (LANES / PARTS)];
+        }
+        keep(first_latent + i / SPLIT_TOKENS, first_token + i % SPLIT_TOKENS, sum);
+    }
+}
+
+@compute @workgroup_size(DIRECT_THREADS)
+fn direct(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let first_token = group.y * DIRECT_TOKENS;
+    let first_latent = params.first_latent + group.x * (DIRECT_THREADS * DIRECT_LATENTS) + thread;
+    let octets = params.width >> 3u;
+
+    // Rows past the end are the last one again, and their sums are dropped.
+    var token_rows: array<u32, DIRECT_TOKENS>;
+    for (var t = 0u; t < DIRECT_TOKENS; t++) { // unroll
+        token_rows[t] = 2u * octets * min(first_token + t, params.tokens - 1u);
+    }
+    // acc[n, t]
+    var acc: array<f32, DIRECT_VALUES>;
+    for (var octet = 0u; octet < octets; octet++) {
+        var low_x: array<vec4<f32>, DIRECT_TOKENS>;
+        var high_x: array<vec4<f32>, DIRECT_TOKENS>;
+        for (var t = 0u; t < DIRECT_TOKENS; t++) { // unroll
+            low_x[t] = centred[token_rows[t] + 2u * octet];
+            high_x[t] = centred[token_rows[t] + 2u * octet + 1u];
+        }
+        for (var n = 0u; n < DIRECT_LATENTS; n++) { // unroll
+            let row = min(first_latent + DIRECT_THREADS * n, params.end_latent - 1u) - params.shard_latent;
+            let words = words_at(row, octet);
+            let more = more_at(row, octet);
+            let low = low_of(words, more);
+            let high = high_of(words, more);
+            for (var t = 0u; t < DIRECT_TOKENS; t++) { // unroll
+                acc[n * DIRECT_TOKENS + t] = plus(plus(acc[n * DIRECT_TOKENS + t], low_x[t], low), high_x[t], high);
             }
-            if WEIGHTS == INT8 {
-                pre *= bitcast<f32>(scales[latent]);
-            }
-            pre += b_enc[latent];
-            if pre > thresholds[token] {
-                let at = token * params.row_capacity + atomicAdd(&counts[token], 1u);
-                survivors[at] = vec2<u32>(latent, bitcast<u32>(pre));
-            }
+        }
+    }
+    for (var n = 0u; n < DIRECT_LATENTS; n++) { // unroll
+        let latent = first_latent + DIRECT_THREADS * n;
+        for (var t = 0u; t < DIRECT_TOKENS; t++) { // unroll
+            keep(latent, first_token + t, acc[n * DIRECT_TOKENS + t]);
         }
     }
 }

@@ -29,14 +29,15 @@ struct Params {
     last_tile: u32,
 }
 
-// Also the bins of one byte.
-const THREADS: u32 = 256;
+const THREADS: u32 = 256; // host:
+// Of one byte.
+const BINS: u32 = 256;
 const BLOCKS: u32 = 16;
-const BLOCK_BINS: u32 = THREADS / BLOCKS;
+const BLOCK_BINS: u32 = BINS / BLOCKS;
 const MAX_K: u32 = 1024;
 
 var<workgroup> row_count: u32;
-var<workgroup> histogram: array<atomic<u32>, THREADS>;
+var<workgroup> histogram: array<atomic<u32>, BINS>;
 // Sums of the histogram over blocks of bins.
 var<workgroup> blocks: array<u32, BLOCKS>;
 // byte, keys above its bin, keys in its bin
@@ -60,7 +61,9 @@ fn bound_of_largest(start: u32, count: u32, thread: u32) -> vec2<u32> {
     var wanted = params.k;
     for (var byte = 0u; byte < 8u; byte++) {
         let shift = 24u - 8u * (byte % 4u);
-        atomicStore(&histogram[thread], 0u);
+        for (var bin = thread; bin < BINS; bin += THREADS) {
+            atomicStore(&histogram[bin], 0u);
+        }
         workgroupBarrier();
         for (var i = thread; i < count; i += THREADS) {
             let key = key_of(survivors[start + i]);
@@ -70,25 +73,29 @@ fn bound_of_largest(start: u32, count: u32, thread: u32) -> vec2<u32> {
         }
         workgroupBarrier();
         // How many keys are above each bin: two short loops, where a scan would wait sixteen times.
-        if thread < BLOCKS {
+        for (var block = thread; block < BLOCKS; block += THREADS) {
             var sum = 0u;
             for (var i = 0u; i < BLOCK_BINS; i++) {
-                sum += atomicLoad(&histogram[thread * BLOCK_BINS + i]);
+                sum += atomicLoad(&histogram[block * BLOCK_BINS + i]);
             }
-            blocks[thread] = sum;
+            blocks[block] = sum;
         }
         workgroupBarrier();
-        let here = atomicLoad(&histogram[thread]);
-        let block = thread / BLOCK_BINS;
-        var above = 0u;
-        for (var bin = thread + 1u; bin < (block + 1u) * BLOCK_BINS; bin++) {
-            above += atomicLoad(&histogram[bin]);
-        }
-        for (var i = block + 1u; i < BLOCKS; i++) {
-            above += blocks[i];
-        }
-        if above < wanted && wanted <= above + here {
-            chosen = vec3<u32>(thread, above, here);
+        for (var bin = thread; bin < BINS; bin += THREADS) {
+            let block = bin / BLOCK_BINS;
+            var above = 0u;
+            for (var i = block + 1u; i < BLOCKS; i++) {
+                above += blocks[i];
+            }
+            if above < wanted && wanted <= above + blocks[block] {
+                for (var i = bin + 1u; i < (block + 1u) * BLOCK_BINS; i++) {
+                    above += atomicLoad(&histogram[i]);
+                }
+                let here = atomicLoad(&histogram[bin]);
+                if above < wanted && wanted <= above + here {
+                    chosen = vec3<u32>(bin, above, here);
+                }
+            }
         }
         let choice = workgroupUniformLoad(&chosen);
         let digit = vec2<u32>(select(choice.x << shift, 0u, byte >= 4u), select(0u, choice.x << shift, byte >= 4u));

@@ -9,7 +9,7 @@ use shaders::{Cancel, Gpu, MapShape, SaeShape, TopK, WeightType, cpu, kernels, k
 use crate::Error;
 
 /// SAEs of more weights are worth compiling and measuring every tile shape for.
-const PROBED_WEIGHTS: usize = 1 << 23;
+const PROBED_WEIGHTS: usize = 1 << 22;
 
 /// How a tier's weights are stored.
 #[must_use]

@@ -121,7 +121,7 @@ impl SaeEncode {
             b_enc: gpu.storage("sae encoder.bias", bytes(shape.latents, 4)),
             b_dec: vec![0.0; shape.d_model as usize],
             pipelines: Default::default(),
-            select: SaeSelect::new(gpu),
+            select: SaeSelect::default(),
             speeds: Speeds::default(),
             pace: Cell::default(),
         }
@@ -334,7 +334,7 @@ impl SaeEncode {
         };
         let select_bindings =
             [(0, params), (1, &batch.survivors), (2, &batch.counts), (3, &batch.thresholds), (4, &batch.top)];
-        let dispatches = [encode, self.select.dispatch(batch.tokens, &select_bindings)];
+        let dispatches = [encode, self.select.dispatch(gpu, tile.waits_for_nobody(), batch.tokens, &select_bindings)];
         let submitted = gpu.submit("sae tile", &dispatches[..if select { 2 } else { 1 }]);
         params_buffer.destroy();
         submitted

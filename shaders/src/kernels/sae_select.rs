@@ -1,24 +1,36 @@
 //! Exact top-k of each row's survivors (`wgsl/sae_select.wgsl`).
 
+use std::sync::OnceLock;
+
 use wgpu::{Buffer, ComputePipeline};
 
 use crate::gpu::{Dispatch, Gpu};
+use crate::source::with_constant;
 
 pub const WGSL: &str = include_str!(concat!(env!("OUT_DIR"), "/sae_select.wgsl"));
 
-/// The kernel, compiled.
+/// Threads of a row: many, or few where waiting for each other is dear (software adapters).
+const THREADS: [u32; 2] = [256, 16];
+
+/// The kernel, compiled when first used.
+#[derive(Default)]
 pub(crate) struct SaeSelect {
-    pipeline: ComputePipeline,
+    pipelines: [OnceLock<ComputePipeline>; THREADS.len()],
 }
 
 impl SaeSelect {
-    pub fn new(gpu: &Gpu) -> Self {
-        Self { pipeline: gpu.pipeline("sae_select", WGSL, "main") }
-    }
-
-    /// One workgroup per row.
-    pub fn dispatch<'a>(&'a self, tokens: u32, bindings: &'a [(u32, &'a Buffer)]) -> Dispatch<'a> {
-        Dispatch { pipeline: &self.pipeline, bindings, groups: [tokens, 1] }
+    /// One workgroup per row, with `few` threads or many.
+    pub fn dispatch<'a>(
+        &'a self,
+        gpu: &Gpu,
+        few: bool,
+        tokens: u32,
+        bindings: &'a [(u32, &'a Buffer)],
+    ) -> Dispatch<'a> {
+        let at = usize::from(few);
+        let source = || with_constant(WGSL, "THREADS", &THREADS[at].to_string());
+        let pipeline = self.pipelines[at].get_or_init(|| gpu.pipeline("sae_select", &source(), "main"));
+        Dispatch { pipeline, bindings, groups: [tokens, 1] }
     }
 }
 
