@@ -11,7 +11,7 @@ BIN := $(abspath $(TARGET))/debug
 WASM := --target wasm32-unknown-unknown
 STYLE := -- -D warnings
 # Kernels and the GPU worker: the runner opens the compiled tests in Chromium.
-WASM_TESTS = CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER="$(BIN)/wasm-runner" cargo test --package shaders --package gpu-worker $(WASM)
+WASM_TESTS = LMM_SCOPE_REQUIRE_GPU=1 CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER="$(BIN)/wasm-runner" cargo test --package shaders --package gpu-worker $(WASM)
 # Flags for `lmm-scope serve`, e.g. make demo SERVE="--listen 0.0.0.0:8080"
 SERVE ?=
 
@@ -35,7 +35,7 @@ test: ## everything: format, clippy (with CUDA), native tests, journeys and kern
 	$(call phase,build,cargo build --workspace --bins --examples --tests)
 	$(call phase,setup,"$(BIN)/xtask" setup)
 	$(call phase,bundles,"$(BIN)/xtask" bundle)
-	$(call phase,tests,LMM_SCOPE_BIN="$(BIN)/lmm-scope" cargo nextest run --workspace)
+	$(call phase,tests,LMM_SCOPE_REQUIRE_GPU=1 LMM_SCOPE_BIN="$(BIN)/lmm-scope" cargo nextest run --workspace)
 	$(call phase,kernels in Chromium,$(WASM_TESTS))
 	$(call phase,clippy,cargo clippy --workspace --all-targets --features server/cuda $(STYLE))
 

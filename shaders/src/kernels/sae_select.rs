@@ -9,8 +9,9 @@ use crate::source::with_constant;
 
 pub const WGSL: &str = include_str!(concat!(env!("OUT_DIR"), "/sae_select.wgsl"));
 
-/// Threads of a row: many, or few where waiting for each other is dear (software adapters).
-const THREADS: [u32; 2] = [256, 16];
+/// Threads of a row: many, or few where waiting for each other is dear (software adapters). Mesa's llvmpipe ends a
+/// thread's loops after 65,535 iterations in all: with 32 threads the ranks of k = 1024 can exceed them.
+const THREADS: [u32; 2] = [256, 64];
 
 /// The kernel, compiled when first used.
 #[derive(Default)]

@@ -5,7 +5,7 @@ use shaders::kernels::cofire::{Cofire, MAX_FEATURES};
 use shaders::pace::Pace;
 use shaders::{Cancel, Error, Gpu, TopK};
 
-use crate::common::two_worlds;
+use crate::common::{Random, two_worlds};
 use crate::sparse::random_top_k;
 
 two_worlds!(
@@ -30,8 +30,8 @@ fn truth(top: &TopK, features: &[u32]) -> Vec<u32> {
 
 async fn pairs_are_counted_on_awkward_sizes(gpu: Gpu) {
     let kernel = Cofire::new(&gpu);
-    // The last one is past a dispatch row of `mark`.
-    for (tokens, k, latents, count) in [
+    // The last one is past a dispatch row of `mark`; then any.
+    let mut sizes = vec![
         (1, 1, 1, 1),
         (31, 2, 5, 3),
         (32, 4, 9, 9),
@@ -39,7 +39,16 @@ async fn pairs_are_counted_on_awkward_sizes(gpu: Gpu) {
         (1000, 32, 300, MAX_FEATURES),
         (3, 1024, 2000, 100),
         (131_100, 32, 100, 2),
-    ] {
+    ];
+    let mut random = Random(34);
+    for most_tokens in [3000, 100, 9].repeat(4) {
+        let latents = 1 + random.up_to(600);
+        let k = random.up_to(u64::from(latents).min(if most_tokens > 100 { 40 } else { 1024 }));
+        let features = random.up_to(u64::from(latents).min(60)) as usize;
+        sizes.push((random.up_to(most_tokens), k, latents, features));
+    }
+    let mut pairs = 0;
+    for (tokens, k, latents, count) in sizes {
         let top = random_top_k(tokens, k, latents, u64::from(tokens));
         // In no order of latent.
         let mut features: Vec<u32> = (0..latents).rev().take(count).collect();
@@ -48,8 +57,9 @@ async fn pairs_are_counted_on_awkward_sizes(gpu: Gpu) {
         let what = format!("{tokens} tokens, {count} features");
         assert_eq!(kernel.counts(&gpu, &top, &features, &Cancel::default()).await.unwrap(), expected, "{what}");
         assert_eq!(cofire(&top, &features).unwrap(), expected, "{what}, twin");
-        assert!(expected.iter().any(|&count| count > 0) || tokens == 1, "{what}: the test has no pairs");
+        pairs += expected.iter().map(|&count| u64::from(count)).sum::<u64>();
     }
+    assert!(pairs > 1000, "the test has {pairs} pairs");
 }
 
 async fn silent_and_absent_features_are_zero(gpu: Gpu) {

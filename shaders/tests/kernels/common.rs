@@ -69,6 +69,12 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// From 1 to `most`.
+    pub fn up_to(&mut self, most: u64) -> u32 {
+        // `most` is small.
+        1 + (self.next() % most) as u32
+    }
+
     /// Uniform in [-1, 1).
     pub fn uniform(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0

@@ -22,8 +22,11 @@ fn truth(row: &[f32], other: &[f32]) -> f64 {
 
 async fn cosines_are_close_to_f64(gpu: Gpu) {
     let kernel = Cosine::new(&gpu);
-    // The last one is past a dispatch row.
-    for (n, d_model) in [(1, 1), (5, 3), (70, 64), (33, 257), (3, 4096), (66_000, 2)] {
+    // The last one is past a dispatch row; then any.
+    let mut sizes = vec![(1, 1), (5, 3), (70, 64), (33, 257), (3, 4096), (66_000, 2)];
+    let mut random = Random(31);
+    sizes.extend((0..12).map(|_| (random.up_to(400) as usize, random.up_to(600) as usize)));
+    for (n, d_model) in sizes {
         let mut random = Random(n as u64);
         let row = random.uniforms(d_model, 3.0);
         let mut rows = random.uniforms(n * d_model, 0.1);

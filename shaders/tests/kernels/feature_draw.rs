@@ -56,13 +56,18 @@ fn assert_close(levels: &[u8], expected: &[f64], what: &str) {
 
 async fn drawings_are_close_to_f64(gpu: Gpu) {
     let mut random = Random(4);
-    for (grid, size, tint) in [
+    let mut shapes = vec![
         ([1, 1], [1, 1], 0.5),
         ([8, 8], [64, 64], 0.35),
         ([3, 5], [50, 37], 1.0),
         ([1, 9], [3, 200], 0.0),
         ([24, 2], [11, 1], 0.2),
-    ] {
+    ];
+    for _ in 0..12 {
+        let grid = [random.up_to(25), random.up_to(25)];
+        shapes.push((grid, [random.up_to(90), random.up_to(90)], random.uniform().abs()));
+    }
+    for (grid, size, tint) in shapes {
         let shape = MapShape::new(grid, size).unwrap();
         // Some are silent, some above the scale.
         let patches: Vec<f32> = random.uniforms(shape.patches(), 5.0).iter().map(|act| act.max(0.0)).collect();

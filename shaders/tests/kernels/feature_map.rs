@@ -58,13 +58,19 @@ fn assert_close(map: &[f32], truth: &[f64], what: &str) {
 
 async fn maps_are_close_to_f64(gpu: Gpu) {
     let kernel = FeatureMap::new(&gpu);
-    let shapes = [
+    let mut shapes = vec![
         ([1, 1], [1, 1], 0, 1),
         ([8, 8], [64, 64], 0, 32),
         ([3, 5], [50, 37], 4, 7),
         ([1, 9], [3, 200], 2, 256),
         ([24, 2], [11, 1], 1, 3),
     ];
+    let mut random = Random(35);
+    for _ in 0..12 {
+        let grid = [random.up_to(25), random.up_to(25)];
+        let size = [random.up_to(90), random.up_to(90)];
+        shapes.push((grid, size, random.up_to(30), random.up_to(64)));
+    }
     for (grid, size, start, k) in shapes {
         let shape = MapShape::new(grid, size).unwrap();
         let top = sparse(start + grid[0] * grid[1] + 2, k, 7);

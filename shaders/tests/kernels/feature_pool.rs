@@ -5,7 +5,7 @@ use shaders::kernels::feature_pool::FeaturePool;
 use shaders::pace::Pace;
 use shaders::{Cancel, Error, Gpu, MAX_LATENTS, PoolBy, Pooled, TopK};
 
-use crate::common::two_worlds;
+use crate::common::{Random, two_worlds};
 use crate::sparse::{random_top_k, whole_top_k};
 
 two_worlds!(
@@ -64,7 +64,15 @@ async fn check(gpu: &Gpu, kernel: &FeaturePool, top: &TopK, latents: u32, tokens
 }
 
 async fn means_and_maxima_are_close_to_f64(gpu: Gpu) {
-    for (tokens, k, latents) in [(1, 1, 1), (7, 3, 10), (65, 32, 300), (577, 64, 3001), (20, 1024, 5000)] {
+    // Some that are awkward; then any.
+    let mut sizes = vec![(1, 1, 1), (7, 3, 10), (65, 32, 300), (577, 64, 3001), (20, 1024, 5000)];
+    let mut random = Random(36);
+    for most_tokens in [3000, 100, 9].repeat(4) {
+        let latents = random.up_to(4000);
+        let k = random.up_to(u64::from(latents).min(if most_tokens > 100 { 40 } else { 1024 }));
+        sizes.push((random.up_to(most_tokens), k, latents));
+    }
+    for (tokens, k, latents) in sizes {
         let kernel = FeaturePool::new(&gpu, latents).unwrap();
         let top = random_top_k(tokens, k, latents, u64::from(tokens));
         let every_third: Vec<u32> = (0..tokens).step_by(3).collect();

@@ -28,8 +28,11 @@ fn truth(values: &[f32], bins: u32, max: f32) -> Vec<u32> {
 
 async fn whole_numbers_are_counted_as_in_f64(gpu: Gpu) {
     let kernel = Histogram::new(&gpu);
-    // The last one is more than one submission.
-    for (count, bins) in [(1, 1), (255, 2), (4097, 64), (10_000, MAX_BINS), ((1 << 22) + 5, 16)] {
+    // The last one is more than one submission; then any.
+    let mut sizes = vec![(1, 1), (255, 2), (4097, 64), (10_000, MAX_BINS), ((1 << 22) + 5, 16)];
+    let mut random = Random(33);
+    sizes.extend((0..12).map(|_| (random.up_to(50_000) as usize, random.up_to(MAX_BINS.into()))));
+    for (count, bins) in sizes {
         // The bins' width is 1/4: values and edges are exact in f32.
         let max = bins as f32 / 4.0;
         let values: Vec<f32> = Random(3).wholes(count, u64::from(bins)).iter().map(|value| value / 4.0).collect();

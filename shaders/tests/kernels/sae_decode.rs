@@ -110,15 +110,23 @@ impl Problem {
 }
 
 async fn random_numbers_are_close_to_f64(gpu: Gpu) {
-    // The last one is past a dispatch row.
-    for (tokens, k, latents, d_model, piece) in [
+    // The last one is past a dispatch row; then any.
+    let mut sizes = vec![
         (1, 1, 1, 1, 1),
         (2, 3, 7, 5, 2),
         (5, 32, 700, 192, 50),
         (33, 7, 20, 65, 3),
         (3, 1024, 1500, 64, 10_000),
         (66_000, 2, 9, 1, 4),
-    ] {
+    ];
+    let mut random = Random(32);
+    for most_tokens in [3000, 100, 9].repeat(4) {
+        let latents = random.up_to(1200);
+        let d_model = random.up_to(60_000 / most_tokens);
+        let k = random.up_to(u64::from(latents).min(if most_tokens > 100 { 40 } else { 1024 }));
+        sizes.push((random.up_to(most_tokens), k, latents, d_model.min(300), random.up_to(700) as usize));
+    }
+    for (tokens, k, latents, d_model, piece) in sizes {
         let problem = Problem::new(tokens, k, latents, d_model);
         for answer in problem.answers(&gpu, piece).await {
             problem.assert_right(&answer);

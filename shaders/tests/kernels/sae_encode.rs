@@ -109,35 +109,61 @@ async fn every_shape_gives_the_same_answer(gpu: Gpu) {
     }
 }
 
-/// Random sizes, among them all that is awkward: ties, rows that are all negative, denormal weights, channels that are
-/// ten thousand times larger than the others (as in LLaMA's residual stream).
+/// Random sizes, every weight type with all that is awkward: rows that are all negative, channels that are ten thousand
+/// times larger than the others (as in LLaMA's residual stream), denormal hidden states, ties, weights that f16 and int4
+/// scales hold as denormals.
 async fn any_shape_is_right(gpu: Gpu) {
     let mut random = Random(77);
     for round in 0..24u64 {
-        let mut below = |most: u64| 1 + random.next() % most;
-        let latents = below(900) as u32;
+        let weight_type = WeightType::ALL[(round % 4) as usize];
+        // Many tokens, long rows, many latents with a large k, or some of each: not all at once, for the f64's sake.
+        let [tokens, d_model, latents] = match (round + round / 4) % 4 {
+            0 => [3000, 24, 300],
+            1 => [8, 2100, 500],
+            2 => [20, 70, 1500],
+            _ => [90, 70, 900],
+        };
+        let latents = random.up_to(latents);
         let sizes = Sizes {
-            tokens: below(90) as u32,
-            d_model: below(70) as u32,
+            tokens: random.up_to(tokens),
+            d_model: random.up_to(d_model),
             latents,
-            k: below(u64::from(latents.min(1024))) as u32,
-            weight_type: WeightType::ALL[(round % 4) as usize],
+            k: random.up_to(latents.min(1024).into()),
+            weight_type,
         };
         let mut problem = Problem::random(sizes, round);
         let d_model = sizes.d_model as usize;
-        match round % 6 {
+        match round / 4 {
             1 => problem.b_enc.fill(-1e3),
             2 => problem.hidden.chunks_exact_mut(d_model).for_each(|row| row[d_model / 2] *= 1e4),
-            3 => problem.hidden.iter_mut().for_each(|value| *value *= f32::MIN_POSITIVE),
+            3 => {
+                problem.b_dec.fill(0.0);
+                problem.hidden.iter_mut().for_each(|value| *value *= f32::MIN_POSITIVE);
+            }
             4 => {
                 let repeated: Vec<f32> = problem.weights[..d_model].repeat(sizes.latents as usize);
                 problem.set_weights(&repeated);
                 problem.b_enc.fill(0.25);
             }
+            5 => {
+                let small: Vec<f32> = problem.weights.iter().map(|weight| weight * 3e-5).collect();
+                problem.set_weights(&small);
+                problem.b_enc.fill(0.0);
+            }
             _ => {}
         }
-        let plan = Plan { shard_latents: 256 * below(3) as u32, tile_latents: 64 * below(8) as u32, batch_tokens: 50 };
-        problem.assert_right(&answer(&gpu, &problem, Some(plan)).await);
+        let plan = Plan {
+            shard_latents: 256 * random.up_to(3),
+            tile_latents: 64 * random.up_to(8),
+            batch_tokens: random.up_to(1000),
+        };
+        let mut sae = load(&gpu, &problem, Some(plan));
+        // Also in the shapes that only slow adapters would choose.
+        if round % 3 == 0 {
+            sae.set_speeds(Speeds::only(&[TILE_SHAPES.len() - 1 - (round / 3 % 2) as usize]));
+        }
+        let answer = sae.encode(&gpu, &problem.hidden, problem.tokens, &Cancel::default()).await.unwrap();
+        problem.assert_right(&answer);
         problem.assert_right(&problem.answer_of_twin());
     }
 }

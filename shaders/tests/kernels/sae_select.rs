@@ -2,6 +2,7 @@
 
 use shaders::cpu::sae_select::SaeSelect;
 use shaders::kernels::sae_encode::{Plan, SaeEncode};
+use shaders::tile_shape::{Speeds, TILE_SHAPES};
 use shaders::{Cancel, Gpu, SaeShape, TopK, WeightType};
 
 use crate::common::{Random, sorted_top_k, two_worlds};
@@ -9,12 +10,16 @@ use crate::common::{Random, sorted_top_k, two_worlds};
 two_worlds!(equal_activations_go_to_the_lower_latent, rising_rows_replace_what_was_kept, close_keys_are_told_apart);
 
 /// With d_model 1, weights 1, hidden 0 and no b_dec, a row's activations are `b_enc`.
-async fn select(gpu: &Gpu, activations: &[f32], k: u32) -> TopK {
+///
+/// With `few` threads or many of the kernel.
+async fn select(gpu: &Gpu, activations: &[f32], k: u32, few: bool) -> TopK {
     let latents = activations.len() as u32;
     let shape = SaeShape::new(1, latents, k).unwrap();
     let plan = Plan { shard_latents: latents.next_multiple_of(64), tile_latents: 512, batch_tokens: 2 };
     let mut sae = SaeEncode::with_plan(gpu, shape, WeightType::F32, plan);
     sae.write_biases(gpu, activations, &[0.0]).unwrap();
+    let shapes: Vec<usize> = (0..TILE_SHAPES.len()).filter(|&at| TILE_SHAPES[at].waits_for_nobody() == few).collect();
+    sae.set_speeds(Speeds::only(&shapes));
     sae.encode(gpu, &[0.0, 0.0, 0.0], 3, &Cancel::default()).await.unwrap()
 }
 
@@ -32,9 +37,12 @@ async fn check(gpu: &Gpu, activations: &[f32], k: u32) {
     let truth: Vec<f64> = activations.iter().map(|&activation| f64::from(activation).max(0.0)).collect();
     let expected = sorted_top_k(&truth, k);
     assert_eq!(select_on_cpu(activations, k), expected, "CPU twin, k = {k}");
-    let answer = select(gpu, activations, k).await;
-    for token in 0..answer.tokens {
-        assert_eq!(answer.row(token), (&expected.0[..], &expected.1[..]), "token {token}, k = {k}");
+    for few in [false, true] {
+        let answer = select(gpu, activations, k, few).await;
+        for token in 0..answer.tokens {
+            let what = format!("token {token}, k = {k}, few threads: {few}");
+            assert_eq!(answer.row(token), (&expected.0[..], &expected.1[..]), "{what}");
+        }
     }
 }
 
