@@ -139,11 +139,16 @@ pub fn cancel(keep_load: bool) {
             // A worker that takes no messages has nothing to give up.
             _ = post(&link.worker, &GpuRequest::Cancel { id }, &Array::new());
         }
+        if !keep_load {
+            // Who asks for it from now on wants a load that goes on.
+            link.loading = None;
+            fail_all(&mut link.waiting_for_load, "it was cancelled");
+        }
     });
 }
 
-/// Breaks the device before the next encode, to see how the page recovers.
-pub fn break_with(fault: Fault) {
+/// Breaks the device, to see how the page recovers.
+fn break_with(fault: Fault) {
     // Without a worker there is nothing to break.
     _ = with_link(|link| post(&link.worker, &GpuRequest::Break { fault }, &Array::new()));
 }
@@ -152,8 +157,14 @@ pub fn break_with(fault: Fault) {
 /// threshold (f32 `[tokens]`).
 ///
 /// A lost device (a driver that restarted, a laptop that woke up) is replaced, with the SAE from this machine's storage;
-/// if the new one is lost as well, by one with a smaller tier; then the CPU computes.
-pub async fn encode(hidden: ArrayBuffer, thresholds: Option<ArrayBuffer>, tokens: u32) -> Result<Encoded, String> {
+/// if the new one is lost as well, by one with a smaller tier; then the CPU computes. `faults` break the device on
+/// purpose, before the first try and those after it.
+pub async fn encode(
+    hidden: ArrayBuffer,
+    thresholds: Option<ArrayBuffer>,
+    tokens: u32,
+    faults: &[Fault],
+) -> Result<Encoded, String> {
     let (wanted, mut loaded) =
         with_link(|link| link.loaded.clone().ok_or_else(|| "no autoencoder is loaded".to_owned()))?;
     let smaller = match loaded.tier {
@@ -163,36 +174,36 @@ pub async fn encode(hidden: ArrayBuffer, thresholds: Option<ArrayBuffer>, tokens
     };
     let again =
         [wanted.clone(), Wanted { tier: Some(smaller), ..wanted.clone() }, Wanted { compute: Compute::Cpu, ..wanted }];
+    let mut again = again.into_iter();
+    let mut faults = faults.iter();
     let mut notice = None;
-    for next in again {
+    loop {
+        if let Some(fault) = faults.next() {
+            break_with(*fault);
+        }
         let parts = Array::new();
         for buffer in std::iter::once(&hidden).chain(&thresholds) {
             parts.push(&buffer.slice(0));
         }
-        match encode_once(&parts, tokens, &loaded).await {
-            Err(trouble) if trouble.lost => {
-                forget_loaded();
-                let started = crate::browser::now_ms();
-                // A tier that this SAE does not have, or a device that does not come back: the next one, then.
-                if let Ok(now) = load(&next).await {
-                    let seconds = crate::format::sig3(((crate::browser::now_ms() - started) / 1000.0) as f32);
-                    notice = Some(format!("The GPU was lost and replaced in {seconds} s: {}", trouble.detail));
-                    loaded = now;
-                }
-            }
-            outcome => {
-                return outcome
-                    .map(|encoded| Encoded { notice, ..encoded })
-                    .map_err(|trouble| if trouble.cancelled { "it was cancelled".to_owned() } else { trouble.detail });
+        let trouble = match encode_once(&parts, tokens, &loaded).await {
+            Ok(encoded) => return Ok(Encoded { notice, ..encoded }),
+            Err(trouble) if trouble.cancelled => return Err("it was cancelled".to_owned()),
+            Err(trouble) if !trouble.lost => return Err(trouble.detail),
+            Err(trouble) => trouble,
+        };
+        forget_loaded();
+        let started = crate::browser::now_ms();
+        // A tier that this SAE does not have, or a device that does not come back: the next one, then.
+        loop {
+            let Some(next) = again.next() else { return Err(trouble.detail) };
+            if let Ok(now) = load(&next).await {
+                let seconds = crate::format::sig3(((crate::browser::now_ms() - started) / 1000.0) as f32);
+                notice = Some(format!("The GPU was lost and replaced in {seconds} s: {}", trouble.detail));
+                loaded = now;
+                break;
             }
         }
     }
-    let parts = Array::new();
-    for buffer in std::iter::once(&hidden).chain(&thresholds) {
-        parts.push(buffer);
-    }
-    let encoded = encode_once(&parts, tokens, &loaded).await.map_err(|trouble| trouble.detail)?;
-    Ok(Encoded { notice, ..encoded })
 }
 
 /// The buffers are given away.

@@ -91,6 +91,9 @@ fn every_variant_is_valid() {
         }
     }
     assert_eq!(sources.len(), WeightType::ALL.len() * TILE_SHAPES.len(), "variants differ");
+    for source in shaders::kernels::sae_select::sources() {
+        check_limits("sae_select", &validated("sae_select", &source));
+    }
 }
 
 #[test]

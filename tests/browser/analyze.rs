@@ -84,6 +84,13 @@ fn a_lost_gpu_is_replaced_within_the_analysis() -> anyhow::Result<()> {
             let path = page.text("analyze-path").await?;
             ensure!(path.contains("your GPU") && path.contains("f16"), "the second device should do: {path}");
         }
+        // Each later one is lost as well: half of the weights then, and the CPU in the end.
+        for (faults, expected) in [("lost,lost", ["your GPU", "int8"]), ("lost,memory,lost", ["your CPU", "f16"])] {
+            page.open(&format!("{address}&fault={faults}")).await?;
+            ranking(page).await?;
+            let path = page.text("analyze-path").await?;
+            ensure!(expected.iter().all(|word| path.contains(word)), "after {faults}: {path}");
+        }
         Ok(())
     })
 }

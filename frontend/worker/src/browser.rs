@@ -68,7 +68,7 @@ async fn serve(mut worker: Worker<BrowserHost>, mut requests: UnboundedReceiver<
                 if let Some(canvas) = canvas {
                     worker.set_screen(Screen::Canvas(canvas));
                 }
-                worker.handle(&json, &buffers).await
+                worker.handle(&json, buffers).await
             }
             Err(error) => Some(failed(None, &error)),
         };
@@ -171,6 +171,10 @@ impl Host for BrowserHost {
 
     async fn remember(&self, key: &str, text: &str) {
         self.remember_text(key, text).await;
+    }
+
+    async fn breathe(&self) {
+        self.timeout(0).await;
     }
 
     /// wgpu passes on the description only, which browsers often leave empty.

@@ -163,11 +163,21 @@ impl Engine {
         }
     }
 
+    /// Tokens that are best given to [`Self::encode`] at once: as many as share a pass over the weights on the GPU, and on
+    /// the CPU so few that a cancel is soon heard.
+    pub fn batch_tokens(&self) -> usize {
+        match self {
+            Self::Gpu(_) => 1024,
+            Self::Cpu(_) => 128,
+        }
+    }
+
     /// Top k of each token of `hidden` `[tokens, d_model]`.
     ///
     /// # Errors
     /// [`Error::Shaders`].
     pub async fn encode(&self, hidden: &[f32], tokens: u32, cancel: &Cancel) -> Result<TopK, Error> {
+        cancel.check()?;
         Ok(match self {
             Self::Gpu(engine) => engine.sae.encode(&engine.gpu, hidden, tokens, cancel).await?,
             Self::Cpu(sae) => sae.encode(hidden, tokens)?,

@@ -43,6 +43,17 @@ impl Error {
         matches!(self, Self::Shaders(Lost(_) | Gpu(_) | OutOfMemory(_)))
     }
 
+    /// The same of a batch of rows that begins with this one.
+    #[must_use]
+    pub fn in_rows_from(self, first: u32) -> Self {
+        match self {
+            Self::Shaders(shaders::Error::NotFinite { what, row }) => {
+                Self::Shaders(shaders::Error::NotFinite { what, row: row + first as usize })
+            }
+            other => other,
+        }
+    }
+
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         *self == Self::Shaders(shaders::Error::Cancelled)

@@ -12,7 +12,7 @@ use crate::worker::Host;
 const TOKENS: u32 = 64;
 /// Latents of the CPU's measurement; the rest is a multiplication.
 const CPU_LATENTS: u32 = 256;
-/// SAEs of more weights go to the GPU without a race: a software adapter is the only one that would lose it.
+/// Larger SAEs race with some of their latents, and only against a software adapter: no other would lose.
 const RACED_WEIGHTS: usize = 1 << 24;
 
 /// An empty engine, and why this one.
@@ -33,6 +33,7 @@ pub async fn choose<H: Host>(
     shape: SaeShape,
     weight_type: WeightType,
     compute: Compute,
+    cancel: &Cancel,
 ) -> Result<Place, Error> {
     let on_cpu = |reason: String| {
         let engine = Engine::on_cpu(shape, weight_type)?;
@@ -45,8 +46,12 @@ pub async fn choose<H: Host>(
     }
     let engine = match Engine::on_gpu(shape, weight_type).await {
         Ok(engine) => engine,
-        Err(error) => return on_cpu(format!("no WebGPU: {error}")),
+        Err(Error::Shaders(error @ (shaders::Error::NoAdapter(_) | shaders::Error::NoDevice { .. }))) => {
+            return on_cpu(format!("no WebGPU: {error}"));
+        }
+        Err(error) => return on_cpu(error.to_string()),
     };
+    cancel.check()?;
     let (adapter, software) = match host.adapter().await {
         Some(found) => found,
         None => (engine.adapter().to_owned(), engine.gpu().is_some_and(Gpu::is_software)),
@@ -54,19 +59,36 @@ pub async fn choose<H: Host>(
     if compute == Compute::Gpu {
         return Ok(Place { engine, adapter, software, reason: "as asked for in the address".to_owned() });
     }
-    if shape.weights() > RACED_WEIGHTS {
+    let is_large = shape.weights() > RACED_WEIGHTS;
+    if is_large && !software {
         return Ok(Place { engine, adapter, software, reason: "too large for the CPU to be faster".to_owned() });
     }
-    let (gpu, cpu) = match race(host, &engine, shape, weight_type).await {
+    let times = if is_large {
+        let latents = (RACED_WEIGHTS as u32 / shape.d_model).max(1);
+        let some = SaeShape::new(shape.d_model, latents, shape.k.min(latents))?;
+        match Engine::on_gpu(some, weight_type).await {
+            Ok(engine) => race(host, &engine, some, weight_type, cancel).await,
+            Err(error) => Err(error),
+        }
+    } else {
+        race(host, &engine, shape, weight_type, cancel).await
+    };
+    let (gpu, cpu) = match times {
         Ok(times) => times,
+        Err(error) if error.is_cancelled() => return Err(error),
         Err(error) => return on_cpu(format!("the GPU failed its measurement: {error}")),
     };
-    let times = format!("{} ms on the GPU, {} ms on the CPU for {TOKENS} tokens", rounded(gpu), rounded(cpu));
-    if gpu <= cpu {
-        return Ok(Place { engine, adapter, software, reason: format!("measured: {times}") });
+    let some = if is_large { " and some of the latents" } else { "" };
+    let (gpu_ms, cpu_ms) = (rounded(gpu), rounded(cpu));
+    let reason = format!("measured: {gpu_ms} ms on the GPU, {cpu_ms} ms on the CPU for {TOKENS} tokens{some}");
+    if gpu > cpu {
+        match on_cpu(reason.clone()) {
+            // Slower is better than not at all.
+            Err(Error::Shaders(shaders::Error::Memory { .. })) => {}
+            place => return place,
+        }
     }
-    drop(engine);
-    on_cpu(format!("measured: {times}"))
+    Ok(Place { engine, adapter, software, reason })
 }
 
 /// Milliseconds for some tokens on the GPU and on the CPU. The weights are still zero, which takes as long as any.
@@ -75,6 +97,7 @@ async fn race<H: Host>(
     engine: &Engine,
     shape: SaeShape,
     weight_type: WeightType,
+    cancel: &Cancel,
 ) -> Result<(f64, f64), Error> {
     let hidden = vec![0.0; (TOKENS * shape.d_model) as usize];
     let some = SaeShape::new(shape.d_model, shape.latents.min(CPU_LATENTS), shape.k.min(CPU_LATENTS))?;
@@ -84,7 +107,7 @@ async fn race<H: Host>(
     for _ in 0..3 {
         for (engine, time) in [engine, &twin].into_iter().zip(&mut times) {
             let start = host.now_ms();
-            engine.encode(&hidden, TOKENS, &Cancel::default()).await?;
+            engine.encode(&hidden, TOKENS, cancel).await?;
             *time = time.min(host.now_ms() - start);
         }
     }
@@ -135,9 +158,13 @@ mod tests {
     fn speeds_survive_as_text_and_nonsense_does_not() {
         let speeds = Speeds::default();
         assert_eq!(speeds_from_text(&text_of_speeds(&speeds)), Some(speeds));
-        let negative = [(-1f32).to_bits(); 6].map(|bits| bits.to_string()).join(" ");
-        for nonsense in ["", "1 2", "a b c d e f", "0 0 0 0 0 0", &negative, &"4294967295 ".repeat(6)] {
+        for nonsense in ["", "1 2", "a b c d e f g h i"] {
             assert_eq!(speeds_from_text(nonsense), None, "{nonsense}");
+        }
+        for bad in [-1.0, 0.0, f32::NAN, 2.0] {
+            let mut speeds = speeds;
+            speeds.0[3] = bad;
+            assert_eq!(speeds_from_text(&text_of_speeds(&speeds)), None, "{bad}");
         }
     }
 }

@@ -11,6 +11,7 @@ use shaders::{Cancel, Gpu, SaeShape, TopK};
 use crate::Error;
 use crate::decoder::Decoder;
 use crate::engine::{Engine, weight_type};
+use crate::facts::floats_of_halves;
 use crate::fetch::Fetch;
 use crate::load::{Sink, Taking};
 use crate::place::{self, Place};
@@ -71,19 +72,36 @@ impl LoadedEngine {
         self.latents
     }
 
-    /// The k strongest latents of each token of `hidden` `[tokens, d_model]`; of a slice, those of its latents that reach
+    /// The k strongest latents of each token of `halves` (f16 `[tokens, d_model]`); of a slice, those of its latents that reach
     /// the token's threshold, the whole SAE's k-th largest activation.
     ///
     /// # Errors
     /// [`Error::Shaders`].
-    pub async fn encode(
+    pub async fn encode<H: Host>(
         &self,
-        hidden: &[f32],
+        host: &H,
+        halves: &[u8],
         tokens: u32,
         thresholds: &[f32],
         cancel: &Cancel,
     ) -> Result<TopK, Error> {
-        let top = self.engine()?.encode(hidden, tokens, cancel).await?;
+        let engine = self.engine()?;
+        let mut top = TopK::empty(engine.shape().k);
+        let row_bytes = 2 * self.d_model as usize;
+        // Never all of them as f32: a large picture has thousands of tokens.
+        for batch in halves.chunks(engine.batch_tokens() * row_bytes) {
+            // The GPU is waited for anyway.
+            if top.tokens > 0 && engine.gpu().is_none() {
+                host.breathe().await;
+            }
+            let hidden: Vec<f32> = floats_of_halves(batch).collect();
+            // At most the batch.
+            let part = engine.encode(&hidden, (batch.len() / row_bytes) as u32, cancel).await;
+            let part = part.map_err(|error| error.in_rows_from(top.tokens))?;
+            top.tokens += part.tokens;
+            top.top_indices.extend(part.top_indices);
+            top.top_acts.extend(part.top_acts);
+        }
         let Some(rows) = &self.rows else { return Ok(top) };
         let (width, k) = (top.k as usize, self.k as usize);
         let mut sliced = TopK { tokens, ..TopK::empty(self.k) };
@@ -146,7 +164,8 @@ impl Wanted<'_> {
                     Tier::Int8 | Tier::Int4 => true,
                     Tier::Slice => false,
                 })
-                .or_else(|| tiers.first()),
+                // A slice is for whom asks for it: it wants thresholds.
+                .or_else(|| tiers.iter().find(|tier| tier.tier != Tier::Slice)),
         };
         found.ok_or_else(|| Error::NoTier {
             tier: self.tier.map_or("any", Tier::as_str).to_owned(),
@@ -163,7 +182,7 @@ impl Wanted<'_> {
         let SaeManifest { d_model, latents, k, .. } = *self.manifest;
         let weight_type = weight_type(tier.tier);
         let shape = SaeShape::new(d_model, tier.rows, k.min(tier.rows))?;
-        let place = place::choose(host, shape, weight_type, compute).await?;
+        let place = place::choose(host, shape, weight_type, compute, self.cancel).await?;
         let files: Vec<&ShardFile> = std::iter::once(&self.manifest.biases).chain(&tier.shards).collect();
         let total = files.iter().map(|file| file.bytes).sum();
         let fetch = Fetch::new(host, self.id, self.base_url, self.cancel, total);

@@ -11,7 +11,7 @@ use api::{SaeManifest, Tier, json};
 use shaders::{Cancel, Canvas, MapShape, Screen};
 
 use crate::Error;
-use crate::facts::{Encoded, floats_of_halves};
+use crate::facts::Encoded;
 use crate::load::{Source, small_file};
 use crate::sae::{LoadedEngine, Wanted};
 use crate::store::Store;
@@ -34,6 +34,9 @@ pub trait Host: Source + Store {
     async fn recall(&self, key: &str) -> Option<String>;
 
     async fn remember(&self, key: &str, text: &str);
+
+    /// Lets messages in: what computes for long holds up everything else here.
+    async fn breathe(&self);
 }
 
 /// A message's JSON, and the buffers beside it.
@@ -96,20 +99,20 @@ impl<H: Host> Worker<H> {
     }
 
     /// Handles one message; what goes wrong becomes [`GpuReply::Failed`]. `None`: nothing to answer.
-    pub async fn handle(&mut self, json: &str, buffers: &[Vec<u8>]) -> Option<Answer> {
+    pub async fn handle(&mut self, json: &str, mut buffers: Vec<Vec<u8>>) -> Option<Answer> {
         let request = match json::read::<GpuRequest>(json) {
             Ok(request) => request,
             Err(error) => return Some(failed(None, &Error::Message(error.to_string()))),
         };
         let (id, outcome) = match request {
             GpuRequest::Load { id, base_url, tier, compute } => (id, self.load(id, base_url, tier, compute).await),
-            GpuRequest::Encode { id, tokens } => (id, self.encode(id, tokens, buffers).await),
+            GpuRequest::Encode { id, tokens } => (id, self.encode(id, tokens, std::mem::take(&mut buffers)).await),
             GpuRequest::Map { id, feature, start, grid, size } => (id, self.map(id, feature, start, grid, size).await),
             GpuRequest::Rank { id, .. }
             | GpuRequest::Facts { id, .. }
             | GpuRequest::Reconstruct { id }
-            | GpuRequest::Neighbours { id, .. } => (id, self.numbers(id, &request, buffers).await),
-            GpuRequest::Draw { id, grid, size } => (id, self.draw(id, grid, size, buffers)),
+            | GpuRequest::Neighbours { id, .. } => (id, self.numbers(id, &request, &buffers).await),
+            GpuRequest::Draw { id, grid, size } => (id, self.draw(id, grid, size, &buffers)),
             GpuRequest::Cancel { id } => {
                 self.cancels.of(id).cancel();
                 return None;
@@ -156,7 +159,7 @@ impl<H: Host> Worker<H> {
     }
 
     /// Encodes one buffer of f16 `[tokens, d_model]`, and for a slice one of f32 `[tokens]`.
-    async fn encode(&mut self, id: u32, tokens: u32, buffers: &[Vec<u8>]) -> Result<Answer, Error> {
+    async fn encode(&mut self, id: u32, tokens: u32, buffers: Vec<Vec<u8>>) -> Result<Answer, Error> {
         let cancel = self.cancels.of(id);
         self.encoded = None;
         let loaded = self.engine.as_ref().ok_or(Error::NotLoaded)?;
@@ -165,26 +168,26 @@ impl<H: Host> Worker<H> {
             return Err(Error::Message(format!("encode came with {} buffers; expected {expected}", buffers.len())));
         }
         let d_model = loaded.d_model();
-        let (bytes, expected) = (&buffers[0], u64::from(tokens) * u64::from(d_model) * 2);
+        let mut buffers = buffers.into_iter();
+        let (bytes, expected) = (buffers.next().unwrap_or_default(), u64::from(tokens) * u64::from(d_model) * 2);
         if bytes.len() as u64 != expected {
             let given = bytes.len();
             let expected = format!("{tokens} tokens × {d_model} f16 = {expected}");
             return Err(Error::Message(format!("the hidden states have {given} bytes; expected {expected}")));
         }
-        let thresholds: Vec<f32> = match buffers.get(1) {
-            Some(bytes) if bytes.len() as u64 == 4 * u64::from(tokens) => floats_of(bytes),
+        let thresholds: Vec<f32> = match buffers.next() {
+            Some(bytes) if bytes.len() as u64 == 4 * u64::from(tokens) => floats_of(&bytes),
             Some(bytes) => {
                 return Err(Error::Message(format!("{} bytes of thresholds for {tokens} tokens", bytes.len())));
             }
             None => Vec::new(),
         };
         let start = self.host.now_ms();
-        let hidden: Vec<f32> = floats_of_halves(bytes).collect();
-        let top = loaded.encode(&hidden, tokens, &thresholds, &cancel).await?;
+        let top = loaded.encode(&self.host, &bytes, tokens, &thresholds, &cancel).await?;
         let ms = (self.host.now_ms() - start) as f32;
         let buffers = vec![bytes_of_words(&top.top_indices), bytes_of(&top.top_acts)];
         let reply = GpuReply::Encoded { id, tokens, k: top.k, ms };
-        self.encoded = Some(Encoded { top, hidden: bytes.clone() });
+        self.encoded = Some(Encoded { top, hidden: bytes });
         Ok(Answer { reply, buffers })
     }
 

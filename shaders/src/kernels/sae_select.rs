@@ -13,6 +13,12 @@ pub const WGSL: &str = include_str!(concat!(env!("OUT_DIR"), "/sae_select.wgsl")
 /// thread's loops after 65,535 iterations in all: with 32 threads the ranks of k = 1024 can exceed them.
 const THREADS: [u32; 2] = [256, 64];
 
+/// The shader with many threads, and with few.
+#[must_use]
+pub fn sources() -> [String; THREADS.len()] {
+    THREADS.map(|threads| with_constant(WGSL, "THREADS", &threads.to_string()))
+}
+
 /// The kernel, compiled when first used.
 #[derive(Default)]
 pub(crate) struct SaeSelect {
@@ -29,8 +35,7 @@ impl SaeSelect {
         bindings: &'a [(u32, &'a Buffer)],
     ) -> Dispatch<'a> {
         let at = usize::from(few);
-        let source = || with_constant(WGSL, "THREADS", &THREADS[at].to_string());
-        let pipeline = self.pipelines[at].get_or_init(|| gpu.pipeline("sae_select", &source(), "main"));
+        let pipeline = self.pipelines[at].get_or_init(|| gpu.pipeline("sae_select", &sources()[at], "main"));
         Dispatch { pipeline, bindings, groups: [tokens, 1] }
     }
 }

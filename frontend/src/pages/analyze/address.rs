@@ -29,8 +29,8 @@ pub struct AnalyzeAddress {
     pub compute: Compute,
     /// How the weights are stored; without one, the best that suits.
     pub tier: Option<Tier>,
-    /// What breaks on purpose.
-    pub fault: Option<Fault>,
+    /// What breaks on purpose, time after time.
+    pub faults: Vec<Fault>,
     /// Draw on a canvas even where the GPU is software; see [`super::run::Run::draws`].
     pub canvas: bool,
 }
@@ -55,7 +55,7 @@ impl AnalyzeAddress {
                 Compute::from_name(&get("compute")).unwrap_or_default()
             },
             tier: Tier::from_name(&get("tier")),
-            fault: Fault::from_name(&get("fault")),
+            faults: get("fault").split(',').filter_map(Fault::from_name).collect(),
             canvas: get("canvas") == "1",
         }
     }
@@ -117,7 +117,7 @@ mod tests {
             feature: Some(293),
             compute: Compute::Cpu,
             tier: Some(Tier::Int8),
-            fault: None,
+            faults: Vec::new(),
             canvas: true,
         };
         let path = address.path(&SourceKey::new("pocket", "3-res-3k"));

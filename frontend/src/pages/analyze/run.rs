@@ -167,7 +167,7 @@ pub fn follow(state: State) {
             Some(own) => Some(PictureInput::Own(own.file)),
             None => address.picture.map(PictureInput::Demo),
         };
-        let how = How { compute: address.compute, tier: address.tier, fault: address.fault };
+        let how = How { compute: address.compute, tier: address.tier, faults: address.faults.clone() };
         (state.key.get(), input, address.prompt, how, state.attempt.get())
     });
     Effect::new(move |_| {
@@ -209,11 +209,11 @@ pub fn follow(state: State) {
 }
 
 /// Where and with what the features are computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct How {
     compute: Compute,
     tier: Option<Tier>,
-    fault: Option<Fault>,
+    faults: Vec<Fault>,
 }
 
 async fn analyze(
@@ -224,7 +224,7 @@ async fn analyze(
     how: How,
     controller: Option<&AbortController>,
 ) -> Answer<Run> {
-    let How { compute, tier, fault } = how;
+    let How { compute, tier, faults } = how;
     let wanted = gpu::Wanted { base_url: api_path(key, "/weights/"), tier, compute };
     if compute != Compute::Server {
         // The weights travel while the server computes; both loads are the same one.
@@ -261,10 +261,7 @@ async fn analyze(
     if !is_stale() {
         state.stage.set(Stage::Encoding);
     }
-    if let Some(fault) = fault {
-        gpu::break_with(fault);
-    }
-    let encoded = gpu::encode(extracted.hidden, extracted.thresholds, extracted.header.tokens).await;
+    let encoded = gpu::encode(extracted.hidden, extracted.thresholds, extracted.header.tokens, &faults).await;
     Ok(Run::new(extracted.header, encoded.map_err(gpu_problem)?, &extracted.engine))
 }
 

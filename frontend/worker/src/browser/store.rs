@@ -123,6 +123,14 @@ impl BrowserHost {
         }
     }
 
+    pub(super) async fn timeout(&self, ms: i32) {
+        let wait = Promise::new(&mut |resolve: Function, _| {
+            // What is queued behind it comes first: messages.
+            let _ = self.scope.set_timeout_with_callback_and_timeout_and_arguments_0(&resolve, ms);
+        });
+        let _ = JsFuture::from(wait).await;
+    }
+
     /// A small text on the shelf.
     pub(super) async fn recall_text(&self, key: &str) -> Option<String> {
         let Shelf::Files(folder) = self.shelf().await else { return None };
@@ -207,11 +215,6 @@ impl Store for BrowserHost {
     }
 
     async fn pause(&self, failures: u32) {
-        let ms = f64::from(PAUSE_MS << failures.min(6));
-        let wait = Promise::new(&mut |resolve: Function, _| {
-            let done = Closure::once_into_js(move || drop(resolve.call0(&JsValue::NULL)));
-            let _ = self.scope.set_timeout_with_callback_and_timeout_and_arguments_0(done.unchecked_ref(), ms as i32);
-        });
-        let _ = JsFuture::from(wait).await;
+        self.timeout((PAUSE_MS << failures.min(6)) as i32).await;
     }
 }

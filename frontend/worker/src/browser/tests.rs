@@ -50,7 +50,7 @@ fn stop_serving(base: &str) {
 
 async fn load(worker: &mut Worker<BrowserHost>, base: &str, tier: Tier, compute: Compute) -> LoadedSae {
     let request = GpuRequest::Load { id: 1, base_url: base.to_owned(), tier: Some(tier), compute };
-    match worker.handle(&serde_json::to_string(&request).unwrap(), &[]).await.unwrap().reply {
+    match worker.handle(&serde_json::to_string(&request).unwrap(), Vec::new()).await.unwrap().reply {
         GpuReply::Loaded { id: 1, sae } => sae,
         other => panic!("{other:?}"),
     }
@@ -58,7 +58,7 @@ async fn load(worker: &mut Worker<BrowserHost>, base: &str, tier: Tier, compute:
 
 async fn encode(worker: &mut Worker<BrowserHost>, sample: &Sample, tokens: u32) -> Answer {
     let request = serde_json::to_string(&GpuRequest::Encode { id: 4, tokens }).unwrap();
-    worker.handle(&request, &[sample.hidden_bytes(tokens)]).await.unwrap()
+    worker.handle(&request, vec![sample.hidden_bytes(tokens)]).await.unwrap()
 }
 
 /// Where there is no WebGPU the reason is visible, and a failure where a GPU is required.
@@ -101,7 +101,7 @@ async fn a_second_visit_and_a_broken_device_load_from_storage() {
     assert_eq!((again.origin.fetched, again.origin.stored), (0, first.origin.fetched));
     for fault in [Fault::Lost, Fault::Memory] {
         let broken = serde_json::to_string(&GpuRequest::Break { fault }).unwrap();
-        assert_eq!(worker.handle(&broken, &[]).await, None);
+        assert_eq!(worker.handle(&broken, Vec::new()).await, None);
         if again.path == ComputePath::WebGpu {
             let failed = encode(&mut worker, &sample, 3).await.reply;
             assert!(matches!(failed, GpuReply::Failed { lost: true, .. }), "{failed:?}");
@@ -190,7 +190,7 @@ async fn the_cache_api_will_do() {
 async fn a_missing_file_is_a_clear_failure() {
     let base_url = "blob:nothing-here/".to_owned();
     let request = GpuRequest::Load { id: 5, base_url, tier: None, compute: Compute::Auto };
-    let answer = Worker::new(host()).handle(&serde_json::to_string(&request).unwrap(), &[]).await.unwrap();
+    let answer = Worker::new(host()).handle(&serde_json::to_string(&request).unwrap(), Vec::new()).await.unwrap();
     match answer.reply {
         GpuReply::Failed { id: Some(5), detail, lost: false, .. } => {
             assert!(detail.starts_with("could not fetch blob:"), "{detail}")
@@ -239,7 +239,7 @@ async fn light_is_drawn_on_a_canvas_also_by_the_next_device() {
     let light: Vec<u8> = [0.0f32, 0.25, 0.5, 1.0].iter().flat_map(|share| share.to_le_bytes()).collect();
     for size in [[40, 60], [40, 60], [8, 300]] {
         let request = serde_json::to_string(&GpuRequest::Draw { id: 3, grid: [2, 2], size }).unwrap();
-        let drawn = worker.handle(&request, &[light.clone()]).await.unwrap();
+        let drawn = worker.handle(&request, vec![light.clone()]).await.unwrap();
         assert_eq!(drawn.reply, GpuReply::Numbers { id: 3, path: ComputePath::WebGpu });
         // At once: a canvas that nobody looks at is empty in the next task.
         let shown = pixels(&canvas);
@@ -251,8 +251,8 @@ async fn light_is_drawn_on_a_canvas_also_by_the_next_device() {
         assert!(lit[3].abs_diff(51) <= 2 && lit[0] > 235 && lit[1].abs_diff(178) <= 8, "{lit:?}");
 
         let broken = serde_json::to_string(&GpuRequest::Break { fault: Fault::Memory }).unwrap();
-        assert_eq!(worker.handle(&broken, &[]).await, None);
-        let failed = worker.handle(&request, &[light.clone()]).await.unwrap().reply;
+        assert_eq!(worker.handle(&broken, Vec::new()).await, None);
+        let failed = worker.handle(&request, vec![light.clone()]).await.unwrap().reply;
         assert!(matches!(failed, GpuReply::Failed { lost: true, .. }), "{failed:?}");
         load(&mut worker, "/canvas/", Tier::F16, Compute::Gpu).await;
     }

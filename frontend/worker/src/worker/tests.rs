@@ -16,7 +16,7 @@ fn worker(sample: &Sample) -> Worker<MemoryHost> {
 }
 
 fn ask(worker: &mut Worker<MemoryHost>, request: &GpuRequest, buffers: &[Vec<u8>]) -> Answer {
-    pollster::block_on(worker.handle(&serde_json::to_string(request).unwrap(), buffers)).unwrap()
+    pollster::block_on(worker.handle(&serde_json::to_string(request).unwrap(), buffers.to_vec())).unwrap()
 }
 
 fn load_as(worker: &mut Worker<MemoryHost>, tier: Option<Tier>, compute: Compute) -> GpuReply {
@@ -67,6 +67,52 @@ fn the_cpu_path_loads_encodes_and_maps() {
     let max = top.row(1).1[0];
     assert_eq!(map.reply, GpuReply::Map { id: 10, size: [2, 3], max });
     assert_eq!(map.buffers, [max.to_le_bytes().repeat(6)]);
+}
+
+#[test]
+fn many_tokens_come_in_batches_and_a_cancel_is_heard_between_them() {
+    let sample = Sample::new(100, 12, 5);
+    for compute in [Compute::Cpu, Compute::Gpu] {
+        let mut worker = worker(&sample);
+        loaded(load(&mut worker, compute));
+        let encode = GpuRequest::Encode { id: 9, tokens: 1300 };
+        sample.assert_encoded(&ask(&mut worker, &encode, &[sample.hidden_bytes(1300)]), 9, 1300);
+        // A row that is no number is counted from the first.
+        let mut bytes = sample.hidden_bytes(1300);
+        bytes[2 * 12 * 1250..][..2].copy_from_slice(&0x7e00u16.to_le_bytes());
+        let failed = detail(ask(&mut worker, &encode, &[bytes]).reply);
+        assert!(failed.contains("row 1250"), "{failed}");
+    }
+    let mut worker = worker(&sample);
+    loaded(load(&mut worker, Compute::Cpu));
+    *worker.host().cancel_at_breath.borrow_mut() = Some((2, worker.cancels().of(9)));
+    let encode = GpuRequest::Encode { id: 9, tokens: 1300 };
+    let failed = ask(&mut worker, &encode, &[sample.hidden_bytes(1300)]).reply;
+    assert!(matches!(failed, GpuReply::Failed { id: Some(9), cancelled: true, .. }), "{failed:?}");
+    sample.assert_encoded(&ask(&mut worker, &encode, &[sample.hidden_bytes(1300)]), 9, 1300);
+}
+
+#[test]
+fn tile_shapes_are_measured_once_per_adapter() {
+    // Just large enough to be measured.
+    let sample = Sample::new(4100, 1024, 8);
+    let mut worker = worker(&sample);
+    if !on_gpu(&loaded(load(&mut worker, Compute::Gpu))) {
+        return;
+    }
+    let notes = worker.host().notes.clone();
+    let (key, found) = notes.borrow().iter().next().map(|(key, text)| (key.clone(), text.clone())).unwrap();
+    assert!(key.starts_with("speeds ") && key.ends_with("F16") && found.split(' ').count() > 3, "{key}: {found}");
+    // What is known is used, and stays.
+    let known = vec![0.5f32.to_bits().to_string(); found.split(' ').count()].join(" ");
+    notes.borrow_mut().insert(key.clone(), known.clone());
+    loaded(load(&mut worker, Compute::Gpu));
+    assert_eq!(notes.borrow().get(&key), Some(&known));
+    sample.assert_encoded(&ask(&mut worker, &GpuRequest::Encode { id: 2, tokens: 2 }, &[sample.hidden_bytes(2)]), 2, 2);
+    // What makes no sense is measured again.
+    notes.borrow_mut().insert(key.clone(), "1 2".to_owned());
+    loaded(load(&mut worker, Compute::Gpu));
+    assert_eq!(notes.borrow().get(&key).map(|text| text.split(' ').count()), Some(found.split(' ').count()));
 }
 
 #[test]
@@ -137,7 +183,7 @@ fn a_broken_device_says_so_and_the_next_load_comes_from_storage() {
             return;
         }
         let json = serde_json::to_string(&GpuRequest::Break { fault }).unwrap();
-        assert_eq!(pollster::block_on(worker.handle(&json, &[])), None);
+        assert_eq!(pollster::block_on(worker.handle(&json, Vec::new())), None);
         let encode = GpuRequest::Encode { id: 2, tokens: 4 };
         let answer = ask(&mut worker, &encode, &[sample.hidden_bytes(4)]);
         assert!(matches!(answer.reply, GpuReply::Failed { id: Some(2), lost: true, .. }), "{:?}", answer.reply);
@@ -292,6 +338,6 @@ fn bad_requests_are_clear_failures() {
     assert_eq!(failed(ask(&mut worker, &unknown, &[])), "feature 64 does not exist: the SAE has 64 latents");
     let outside = GpuRequest::Map { id: 2, feature: 3, start: 1, grid: [1, 2], size: [4, 4] };
     assert!(failed(ask(&mut worker, &outside, &[])).contains("patch tokens has 1 values; expected 2"));
-    let answer = pollster::block_on(worker.handle("{\"dance\":{}}", &[])).unwrap();
+    let answer = pollster::block_on(worker.handle("{\"dance\":{}}", Vec::new())).unwrap();
     assert!(failed(answer).contains("not understood"));
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use api::gpu::GpuReply;
+use shaders::Cancel;
 
 use crate::Error;
 use crate::load::{Source, Stream};
@@ -33,7 +34,10 @@ pub struct MemoryHost {
     pub pauses: Rc<Cell<u32>>,
     pub opened: Rc<RefCell<Vec<String>>>,
     pub posts: Rc<RefCell<Vec<GpuReply>>>,
-    notes: Rc<RefCell<BTreeMap<String, String>>>,
+    pub notes: Rc<RefCell<BTreeMap<String, String>>>,
+    breaths: Rc<Cell<u32>>,
+    /// When it lets messages in for this time, one of them cancels.
+    pub cancel_at_breath: Rc<RefCell<Option<(u32, Cancel)>>>,
 }
 
 impl MemoryHost {
@@ -50,6 +54,8 @@ impl MemoryHost {
             opened: Rc::default(),
             posts: Rc::default(),
             notes: Rc::default(),
+            breaths: Rc::default(),
+            cancel_at_breath: Rc::default(),
         }
     }
 
@@ -181,5 +187,16 @@ impl Host for MemoryHost {
 
     async fn remember(&self, key: &str, text: &str) {
         self.notes.borrow_mut().insert(key.to_owned(), text.to_owned());
+    }
+
+    /// A page may speak up now.
+    async fn breathe(&self) {
+        let breath = self.breaths.get() + 1;
+        self.breaths.set(breath);
+        if let Some((at, cancel)) = &*self.cancel_at_breath.borrow()
+            && *at == breath
+        {
+            cancel.cancel();
+        }
     }
 }

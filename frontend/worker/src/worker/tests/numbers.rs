@@ -235,7 +235,7 @@ fn a_lost_device_leaves_the_numbers_to_the_cpu() {
         let rank = GpuRequest::Rank { id: 7, by_mean: false, count: 9 };
         let before = numbers(ask(&mut worker, &rank, &[words(&SELECTED)]), ComputePath::Cpu);
         let json = serde_json::to_string(&GpuRequest::Break { fault }).unwrap();
-        assert_eq!(pollster::block_on(worker.handle(&json, &[])), None);
+        assert_eq!(pollster::block_on(worker.handle(&json, Vec::new())), None);
         let after = ask(&mut worker, &rank, &[words(&SELECTED)]);
         assert_eq!(numbers(after, ComputePath::Cpu), before);
         assert_explained(&sample, reconstruct(&mut worker), ComputePath::Cpu);
@@ -280,7 +280,7 @@ fn light_is_drawn_on_the_screen_that_was_given() {
 
     // Another device takes the same screen.
     let json = serde_json::to_string(&GpuRequest::Break { fault: Fault::Memory }).unwrap();
-    assert_eq!(pollster::block_on(worker.handle(&json, &[])), None);
+    assert_eq!(pollster::block_on(worker.handle(&json, Vec::new())), None);
     let failed = draw(&mut worker, [30, 40]).reply;
     assert!(matches!(failed, GpuReply::Failed { id: Some(7), lost: true, .. }), "{failed:?}");
     loaded(load(&mut worker, Compute::Gpu));
