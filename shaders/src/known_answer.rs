@@ -61,7 +61,7 @@ async fn check_map(gpu: &Gpu) -> Result<(), Error> {
     // One feature per patch in turn; 2x upsampling of whole numbers is exact.
     let top = TopK { tokens: 12, k: 1, top_indices: [7, 9].repeat(6), top_acts: whole_numbers(5, 12, 100) };
     let shape = MapShape::new([3, 4], [6, 8])?;
-    let answer = FeatureMap::new(gpu).map(gpu, &top, 7, 0, shape).await?;
+    let answer = FeatureMap::new(gpu).map(gpu, &top, 7, 0, shape, &Cancel::default()).await?;
     let expected = cpu::feature_map::feature_map(&top, 7, 0, shape)?;
     let worst = answer.iter().zip(&expected).find(|(answer, expected)| {
         let off = (*answer - *expected).abs();

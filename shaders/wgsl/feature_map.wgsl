@@ -20,16 +20,17 @@ struct Params {
     columns: u32,
     height: u32,
     width: u32,
-    // A uniform's size is a multiple of 16 bytes.
-    padding: vec2<u32>,
+    // The rows of pixels first_row .. end_row.
+    first_row: u32,
+    end_row: u32,
 }
 
 const THREADS: u32 = 256;
 const SIDE: u32 = 16;
 
 @compute @workgroup_size(THREADS)
-fn gather(@builtin(global_invocation_id) id: vec3<u32>) {
-    let patch_index = id.x;
+fn gather(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let patch_index = id.y * groups.x * THREADS + id.x;
     if patch_index >= params.rows * params.columns {
         return;
     }
@@ -57,10 +58,11 @@ fn row_at(row: u32, x: vec3<f32>) -> f32 {
 
 @compute @workgroup_size(SIDE, SIDE)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    if id.x >= params.width || id.y >= params.height {
+    let row = params.first_row + id.y;
+    if id.x >= params.width || row >= params.end_row {
         return;
     }
     let x = between(id.x, params.width, params.columns);
-    let y = between(id.y, params.height, params.rows);
-    map[id.y * params.width + id.x] = mix(row_at(u32(y.x), x), row_at(u32(y.y), x), y.z);
+    let y = between(row, params.height, params.rows);
+    map[row * params.width + id.x] = mix(row_at(u32(y.x), x), row_at(u32(y.y), x), y.z);
 }

@@ -188,9 +188,16 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Shaders`].
-    pub async fn map(&self, top: &TopK, feature: u32, start: u32, shape: MapShape) -> Result<Vec<f32>, Error> {
+    pub async fn map(
+        &self,
+        top: &TopK,
+        feature: u32,
+        start: u32,
+        shape: MapShape,
+        cancel: &Cancel,
+    ) -> Result<Vec<f32>, Error> {
         Ok(match self {
-            Self::Gpu(engine) => engine.map.map(&engine.gpu, top, feature, start, shape).await?,
+            Self::Gpu(engine) => engine.map.map(&engine.gpu, top, feature, start, shape, cancel).await?,
             Self::Cpu(_) => cpu::feature_map::feature_map(top, feature, start, shape)?,
         })
     }

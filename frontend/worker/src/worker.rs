@@ -193,13 +193,14 @@ impl<H: Host> Worker<H> {
 
     /// Draws one feature of the last encode.
     async fn map(&self, id: u32, feature: u32, start: u32, grid: [u32; 2], size: [u32; 2]) -> Result<Answer, Error> {
+        let cancel = self.cancels.of(id);
         let loaded = self.engine.as_ref().ok_or(Error::NotLoaded)?;
         let encoded = self.encoded.as_ref().ok_or(Error::NotEncoded)?;
         let latents = loaded.latents();
         if feature >= latents {
             return Err(Error::NoFeature { feature, latents });
         }
-        let map = loaded.engine()?.map(&encoded.top, feature, start, MapShape::new(grid, size)?).await?;
+        let map = loaded.engine()?.map(&encoded.top, feature, start, MapShape::new(grid, size)?, &cancel).await?;
         let max = map.iter().copied().fold(0.0, f32::max);
         Ok(Answer { reply: GpuReply::Map { id, size, max }, buffers: vec![bytes_of(&map)] })
     }

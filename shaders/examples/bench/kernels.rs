@@ -164,7 +164,7 @@ pub async fn feature_map(gpu: &Gpu, Sae { latents, k, .. }: Sae) -> Result<Row, 
     let feature = top.top_indices[0];
     let kernel = FeatureMap::new(gpu);
     let (cpu_seconds, expected) = once(|| cpu::feature_map::feature_map(&top, feature, 0, shape))?;
-    let map = async || kernel.map(gpu, &top, feature, 0, shape).await;
+    let map = async || kernel.map(gpu, &top, feature, 0, shape, &Cancel::default()).await;
     check_close("feature_map", &map().await?, &expected, 1e-3)?;
     Ok(Row {
         kernel: format!("feature_map, {} × {} pixels", shape.width, shape.height),

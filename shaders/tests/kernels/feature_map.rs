@@ -1,11 +1,18 @@
 //! The map against f64, on awkward grids.
 
 use shaders::kernels::feature_map::FeatureMap;
-use shaders::{Error, Gpu, MapShape, TopK, cpu};
+use shaders::pace::Pace;
+use shaders::{Cancel, Error, Gpu, MapShape, TopK, cpu};
 
 use crate::common::{Random, two_worlds};
 
-two_worlds!(maps_are_close_to_f64, constant_and_absent_features, bad_shapes_are_refused);
+two_worlds!(
+    maps_are_close_to_f64,
+    constant_and_absent_features,
+    small_submissions_give_the_same_answer,
+    work_can_be_cancelled_midway,
+    bad_shapes_are_refused,
+);
 
 /// A sparse answer of `tokens` rows in which feature 5 is listed in about half the rows.
 fn sparse(tokens: u32, k: u32, seed: u64) -> TopK {
@@ -76,7 +83,7 @@ async fn maps_are_close_to_f64(gpu: Gpu) {
         let top = sparse(start + grid[0] * grid[1] + 2, k, 7);
         let expected = truth(&top, 5, start, shape);
         let what = format!("{grid:?} to {size:?}");
-        assert_close(&kernel.map(&gpu, &top, 5, start, shape).await.unwrap(), &expected, &what);
+        assert_close(&kernel.map(&gpu, &top, 5, start, shape, &Cancel::default()).await.unwrap(), &expected, &what);
         assert_close(&cpu::feature_map::feature_map(&top, 5, start, shape).unwrap(), &expected, &what);
     }
 }
@@ -85,15 +92,40 @@ async fn constant_and_absent_features(gpu: Gpu) {
     let kernel = FeatureMap::new(&gpu);
     let top = TopK { tokens: 6, k: 1, top_indices: vec![3; 6], top_acts: vec![2.5; 6] };
     let shape = MapShape::new([2, 3], [17, 9]).unwrap();
-    assert_close(&kernel.map(&gpu, &top, 3, 0, shape).await.unwrap(), &[2.5; 17 * 9], "constant");
-    assert_eq!(kernel.map(&gpu, &top, 4, 0, shape).await.unwrap(), [0.0; 17 * 9]);
+    assert_close(&kernel.map(&gpu, &top, 3, 0, shape, &Cancel::default()).await.unwrap(), &[2.5; 17 * 9], "constant");
+    assert_eq!(kernel.map(&gpu, &top, 4, 0, shape, &Cancel::default()).await.unwrap(), [0.0; 17 * 9]);
+}
+
+async fn small_submissions_give_the_same_answer(gpu: Gpu) {
+    let mut kernel = FeatureMap::new(&gpu);
+    let top = sparse(8, 4, 3);
+    let shape = MapShape::new([2, 3], [70, 20]).unwrap();
+    let whole = kernel.map(&gpu, &top, 5, 1, shape, &Cancel::default()).await.unwrap();
+    // A row of pixels; some, and a rest.
+    for work in [1.0, 20_000.0] {
+        kernel.set_pace(Pace::at_most(work));
+        let pieces = kernel.map(&gpu, &top, 5, 1, shape, &Cancel::default()).await.unwrap();
+        assert_eq!(pieces, whole, "{work} at a time");
+    }
+}
+
+async fn work_can_be_cancelled_midway(gpu: Gpu) {
+    let mut kernel = FeatureMap::new(&gpu);
+    let top = sparse(6, 2, 1);
+    let shape = MapShape::new([2, 3], [12, 4]).unwrap();
+    // One submission is over before the sixth check, one for each of twelve rows is not.
+    let whole = kernel.map(&gpu, &top, 5, 0, shape, &Cancel::at_check(6)).await.unwrap();
+    kernel.set_pace(Pace::at_most(1.0));
+    assert_eq!(kernel.map(&gpu, &top, 5, 0, shape, &Cancel::at_check(6)).await, Err(Error::Cancelled));
+    let answer = kernel.map(&gpu, &top, 5, 0, shape, &Cancel::default()).await;
+    assert_eq!(answer, Ok(whole), "the next one is as if nothing had been");
 }
 
 async fn bad_shapes_are_refused(gpu: Gpu) {
     let top = sparse(6, 2, 1);
     let shape = MapShape::new([2, 3], [4, 4]).unwrap();
     let expected = Error::Length { what: "patch tokens", given: 5, expected: 6 };
-    assert_eq!(FeatureMap::new(&gpu).map(&gpu, &top, 5, 1, shape).await, Err(expected.clone()));
+    assert_eq!(FeatureMap::new(&gpu).map(&gpu, &top, 5, 1, shape, &Cancel::default()).await, Err(expected.clone()));
     assert_eq!(cpu::feature_map::feature_map(&top, 5, 1, shape), Err(expected));
     for (grid, size) in [([0, 1], [1, 1]), ([1, 1], [1, 0]), ([1, 1], [5000, 1])] {
         assert!(matches!(MapShape::new(grid, size), Err(Error::Size { .. })), "{grid:?} {size:?}");
