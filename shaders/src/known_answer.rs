@@ -4,7 +4,9 @@
 //! the GPU earns its trust: small whole numbers, for which f32 arithmetic is exact in any order, must give exactly
 //! what the CPU twin gives, ties and padding included.
 
+use crate::kernels::cosine::Cosine;
 use crate::kernels::feature_map::FeatureMap;
+use crate::kernels::sae_decode::SaeDecode;
 use crate::kernels::sae_encode::{Plan, SaeEncode};
 use crate::pack::pack;
 use crate::tile_shape::{Speeds, TILE_SHAPES};
@@ -55,6 +57,33 @@ async fn check_encode(gpu: &Gpu, weight_type: WeightType, shapes: &[usize]) -> R
         }
     }
     Ok(())
+}
+
+/// Decodes and compares rows of a fixed problem.
+///
+/// # Errors
+/// As of [`check`].
+pub async fn check_decoder(gpu: &Gpu) -> Result<(), Error> {
+    // More channels than a workgroup has threads.
+    const CHANNELS: u32 = 70;
+    let none = Cancel::default();
+    let top =
+        TopK { tokens: 3, k: 2, top_indices: vec![4, 0, 2, 1, 0, 3], top_acts: vec![3.0, 2.0, 5.0, 0.0, 1.0, 1.0] };
+    let latents = top.active_latents();
+    let values = |seed: u32, rows: usize| whole_numbers(seed, rows * CHANNELS as usize, 3);
+    let (rows, hidden, b_dec) = (values(6, latents.len()), values(7, 3), values(8, 1));
+    let mut decode = SaeDecode::start(gpu, &top, CHANNELS)?;
+    decode.add_rows(gpu, &latents, &rows, &none).await?;
+    let answer = decode.finish(gpu, &hidden, &b_dec, &none).await?;
+    let mut twin = cpu::sae_decode::SaeDecode::start(&top, CHANNELS)?;
+    twin.add_rows(&latents, &rows)?;
+    if answer != twin.finish(&hidden, &b_dec)? {
+        return Err(Error::WrongAnswer("sae_decode gives another reconstruction than its twin".to_owned()));
+    }
+    let answer = Cosine::new(gpu).similarities(gpu, &b_dec, &rows, &none).await?;
+    let expected = cpu::cosine::similarities(&b_dec, &rows)?;
+    let close = answer.iter().zip(&expected).all(|(answer, expected)| (answer - expected).abs() <= 1e-5);
+    if close { Ok(()) } else { Err(Error::WrongAnswer("cosine gives other numbers than its twin".to_owned())) }
 }
 
 async fn check_map(gpu: &Gpu) -> Result<(), Error> {

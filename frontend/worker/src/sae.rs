@@ -6,7 +6,7 @@ use std::pin::Pin;
 
 use api::gpu::{Compute, LoadedSae};
 use api::{SaeManifest, ShardFile, Tier, TierShards};
-use shaders::{Cancel, Gpu, SaeShape, TopK};
+use shaders::{Cancel, Gpu, SaeShape, TopK, known_answer};
 
 use crate::Error;
 use crate::decoder::Decoder;
@@ -27,6 +27,8 @@ const THRESHOLD_ROOM: f32 = 1e-5;
 pub struct LoadedEngine {
     /// Where it computes, or what became of the device.
     engine: Result<Engine, shaders::Error>,
+    /// Whether the device decodes rightly, once that was asked.
+    decodes: Cell<Option<bool>>,
     /// Latents of the whole SAE, and how many a token keeps.
     latents: u32,
     d_model: u32,
@@ -51,6 +53,24 @@ impl LoadedEngine {
     /// The device, if that is where it computes.
     pub fn gpu(&self) -> Option<&Gpu> {
         self.engine.as_ref().ok().and_then(Engine::gpu)
+    }
+
+    /// The device, if it also decodes rightly; that is asked once.
+    ///
+    /// # Errors
+    /// What is wrong with the device itself.
+    pub async fn decoding_gpu(&self) -> Result<Option<&Gpu>, Error> {
+        let Some(gpu) = self.gpu() else { return Ok(None) };
+        let decodes = match self.decodes.get() {
+            Some(known) => known,
+            None => match known_answer::check_decoder(gpu).await {
+                Ok(()) => true,
+                Err(shaders::Error::WrongAnswer(_)) => false,
+                Err(error) => return Err(error.into()),
+            },
+        };
+        self.decodes.set(Some(decodes));
+        Ok(decodes.then_some(gpu))
     }
 
     /// Gives up a device that is of no use any more, and remembers why.
@@ -221,7 +241,7 @@ impl Wanted<'_> {
             decoder: decoder.as_ref().map(Decoder::bytes),
             software,
         };
-        Ok((LoadedEngine { engine: Ok(engine), latents, d_model, k, rows, decoder }, sae))
+        Ok((LoadedEngine { engine: Ok(engine), decodes: Cell::default(), latents, d_model, k, rows, decoder }, sae))
     }
 }
 

@@ -13,10 +13,12 @@ async fn the_known_answer_is_given(gpu: Gpu) {
     for weight_type in WeightType::ALL {
         known_answer::check(&gpu, weight_type, shapes).await.unwrap();
     }
+    known_answer::check_decoder(&gpu).await.unwrap();
 }
 
 async fn a_broken_device_says_so(gpu: Gpu) {
     gpu.lose();
     let error = known_answer::check(&gpu, WeightType::F16, &PLAIN_SHAPES).await.expect_err("the device is gone");
     assert!(!error.to_string().is_empty());
+    assert!(known_answer::check_decoder(&gpu).await.is_err());
 }

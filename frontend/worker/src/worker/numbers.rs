@@ -23,21 +23,10 @@ impl<H: Host> Worker<H> {
         buffers: &[Vec<u8>],
     ) -> Result<Answer, Error> {
         let cancel = self.cancels.of(id);
-        let mut path = self.path_of(request);
-        let mut outcome = self.compute(id, request, buffers, &cancel).await;
-        if let Err(error) = &outcome
-            && self.let_go_if_lost(error)
-        {
-            path = ComputePath::Cpu;
-            outcome = self.compute(id, request, buffers, &cancel).await;
+        match self.compute(id, request, buffers, &cancel).await {
+            Err(error) if self.let_go_if_lost(&error) => self.compute(id, request, buffers, &cancel).await,
+            outcome => outcome,
         }
-        Ok(Answer { reply: GpuReply::Numbers { id, path }, buffers: outcome? })
-    }
-
-    fn path_of(&self, request: &GpuRequest) -> ComputePath {
-        let is_small = matches!(request, GpuRequest::Rank { .. } | GpuRequest::Facts { .. });
-        let on_gpu = !is_small && self.engine.as_ref().is_some_and(|loaded| loaded.gpu().is_some());
-        if on_gpu { ComputePath::WebGpu } else { ComputePath::Cpu }
     }
 
     async fn compute(
@@ -46,15 +35,19 @@ impl<H: Host> Worker<H> {
         request: &GpuRequest,
         buffers: &[Vec<u8>],
         cancel: &Cancel,
-    ) -> Result<Vec<Vec<u8>>, Error> {
+    ) -> Result<Answer, Error> {
         let loaded = self.engine.as_ref().ok_or(Error::NotLoaded)?;
-        let (gpu, latents, d_model) = (loaded.gpu(), loaded.latents(), loaded.d_model());
+        let (latents, d_model) = (loaded.latents(), loaded.d_model());
         let host = &self.host;
         if let &GpuRequest::Facts { feature, .. } | &GpuRequest::Neighbours { feature, .. } = request
             && feature >= latents
         {
             return Err(Error::NoFeature { feature, latents });
         }
+        let is_small = matches!(request, GpuRequest::Rank { .. } | GpuRequest::Facts { .. });
+        let gpu = if is_small { None } else { loaded.decoding_gpu().await? };
+        let path = if gpu.is_some() { ComputePath::WebGpu } else { ComputePath::Cpu };
+        let answer = |buffers| Ok(Answer { reply: GpuReply::Numbers { id, path }, buffers });
         if let &GpuRequest::Neighbours { feature, count, .. } = request {
             let decoder = loaded.decoder()?;
             let only = [feature];
@@ -64,7 +57,7 @@ impl<H: Host> Worker<H> {
             let cosines = decoder.read(&reading, &|| Ok(Use::compare(gpu, &row))).await?.gathered();
             let (features, cosines): (Vec<u32>, Vec<f32>) =
                 nearest(&cosines, count as usize, Some(feature)).into_iter().unzip();
-            return Ok(vec![bytes_of_words(&features), bytes_of(&cosines)]);
+            return answer(vec![bytes_of_words(&features), bytes_of(&cosines)]);
         }
         let encoded = self.encoded.as_ref().ok_or(Error::NotEncoded)?;
         let [tokens] = buffers else {
@@ -77,14 +70,14 @@ impl<H: Host> Worker<H> {
                 let ranked = feature_pool(&encoded.top, latents, &tokens, by, count as usize)?;
                 let (features, values): (Vec<u32>, Vec<f32>) =
                     ranked.iter().map(|found| (found.feature, if by_mean { found.mean } else { found.max })).unzip();
-                Ok(vec![bytes_of_words(&features), bytes_of(&values)])
+                answer(vec![bytes_of_words(&features), bytes_of(&values)])
             }
             GpuRequest::Facts { feature, bins, count, .. } => {
                 let wanted = Wanted { feature, latents, bins, count };
                 let found = facts::facts(&encoded.select(&tokens)?, wanted)?;
                 let (together, both): (Vec<u32>, Vec<u32>) = found.together.into_iter().unzip();
                 let words = [vec![found.place, found.firing], found.counts, together, both].concat();
-                Ok(vec![bytes_of_words(&words), bytes_of(&[found.mean, found.max])])
+                answer(vec![bytes_of_words(&words), bytes_of(&[found.mean, found.max])])
             }
             _ => {
                 let decoder = loaded.decoder()?;
@@ -95,7 +88,7 @@ impl<H: Host> Worker<H> {
                 let hidden = encoded.hidden_of(&tokens, d_model);
                 let decoded = decode.decoded(&hidden, &decoder.b_dec, cancel).await?;
                 let error = facts::relative_error(&decoded, &hidden, d_model);
-                Ok(vec![bytes_of(&[decoded.fvu as f32, error])])
+                answer(vec![bytes_of(&[decoded.fvu as f32, error])])
             }
         }
     }
