@@ -58,7 +58,7 @@ const DEMO: [Need; 1] = [Need {
     install: install_wasm_target,
 }];
 
-const TESTS: [Need; 6] = [
+const TESTS: [Need; 7] = [
     Need {
         name: "clippy and rustfmt",
         why: "style checks",
@@ -73,6 +73,12 @@ const TESTS: [Need; 6] = [
     },
     Need { name: "Chromium and its driver", why: "browser tests", present: has_browser, install: install_browser },
     Need { name: "a Vulkan driver", why: "GPU kernels in native tests", present: has_vulkan, install: install_vulkan },
+    Need {
+        name: "Postgres",
+        why: "the queue of many machines, in tests",
+        present: has_postgres,
+        install: install_postgres,
+    },
     Need {
         name: "moto",
         why: "a local S3 server for tests, in Python",
@@ -177,6 +183,19 @@ fn install_vulkan() -> anyhow::Result<()> {
     match linux() {
         Some(_) => apt(&["mesa-vulkan-drivers", "libvulkan1"]),
         None => bail!("install a Vulkan driver yourself; Mesa's lavapipe needs no graphics card"),
+    }
+}
+
+/// The tests look in the same places (`backend/store/tests/jobs/postgres.rs`).
+fn has_postgres() -> bool {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    process::exists("initdb") || versions.map(|version| version.path()).any(|path| path.join("bin/initdb").is_file())
+}
+
+fn install_postgres() -> anyhow::Result<()> {
+    match linux() {
+        Some(_) => apt(&["postgresql"]),
+        None => bail!("install Postgres yourself, with initdb in PATH; on macOS: brew install postgresql@17"),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Settings of `lmm-scope serve` and `lmm-scope engine`: the doc comments are the manual.
 
 use crate::{
+    cli::InterpreterArgs,
     engine::{Device, EngineSpec, sae_folder},
     weights::hex,
 };
@@ -156,6 +157,10 @@ pub struct ServeArgs {
     /// Requests that may wait for the local engine; the next one is asked to come back later.
     #[arg(long, env = "LMM_SCOPE_ENGINE_QUEUE", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     pub engine_queue: u16,
+
+    // Who is to do what visitors ask for; `lmm-scope work` with the same flags does it.
+    #[command(flatten)]
+    pub by: InterpreterArgs,
 }
 
 impl ServeArgs {

@@ -13,10 +13,7 @@ use crate::{
 };
 use anyhow::Context;
 use frontend::api::SourceKey;
-use pipeline::{
-    interpret::Dissect,
-    quantize::{self, QuantizeError},
-};
+use pipeline::quantize::{self, QuantizeError};
 use std::{
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -120,7 +117,7 @@ pub async fn app(args: &ServeArgs) -> anyhow::Result<(axum::Router, Store)> {
         Some(url) => Queue::open(url).await?,
         None => Queue::of_store(&store),
     };
-    let identity = Dissect::is_possible(folder, imported.source()).then(Dissect::identity_of);
+    let identity = args.by.identity(folder, imported.source())?;
     let site = args.site_folder();
     let engine = engine?;
     let (weights, encoder) = sae??;

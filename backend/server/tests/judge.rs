@@ -230,7 +230,11 @@ async fn a_wrong_answer_gets_one_more_chance_and_then_there_is_no_score() {
     ] {
         double.moods.lock().unwrap().extend(moods);
         let error = scorer.score(&subject(0)).await.unwrap_err();
-        let ScoreError::Service { who, reason } = error else { panic!("{error}") };
+        let is_away = matches!(error, ScoreError::Away { .. });
+        let (ScoreError::Service { who, reason } | ScoreError::Away { who, reason, .. }) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(is_away, says == "429", "{reason}");
         assert!(who.starts_with(MODEL) && reason.contains(says), "{who}: {reason}");
         assert!(double.moods.lock().unwrap().is_empty());
     }
@@ -245,7 +249,7 @@ async fn a_busy_server_is_asked_again() {
     assert_eq!(measured(&consistency, &subject(0)).await.value, 1.0);
     double.moods.lock().unwrap().extend([Mood::Refuses(503), Mood::Refuses(503)]);
     let error = consistency.score(&subject(0)).await.unwrap_err();
-    assert!(matches!(&error, ScoreError::Service { reason, .. } if reason.contains("503")), "{error}");
+    assert!(matches!(&error, ScoreError::Away { reason, .. } if reason.contains("503")), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

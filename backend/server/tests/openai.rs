@@ -4,7 +4,7 @@
 
 mod double;
 
-use api::{Activation, ActivationImage, Category, Explanation, JobKind};
+use api::{Activation, ActivationImage, Category, Explanation, JobKind, JobState};
 use double::{Double, MODEL, Mood, config};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use pipeline::interpret::{Engine, InterpretError, Interpreter, OpenAi, OpenAiConfig, Task, Worker};
@@ -22,6 +22,7 @@ fn helpful() -> Double {
         let answer = match body["messages"][0]["content"].as_str().unwrap() {
             prompt if prompt.contains("\"explanation\"") => "{\"explanation\": \"a cat that sits on a table\"}",
             prompt if prompt.contains("\"label\"") => "{\"label\": \"sitting cat\"}",
+            prompt if prompt.contains("\"consistent\"") => "{\"consistent\": 1}",
             _ => "{\"category\": \"object\"}",
         };
         answer.to_owned()
@@ -107,8 +108,12 @@ async fn a_busy_server_is_asked_again_and_a_closed_one_is_not() {
     for status in [429, 500, 503] {
         double.moods.lock().unwrap().push_back(Mood::Refuses(status));
         let error = interpreter.interpret(&task(JobKind::Refine)).await.unwrap_err();
-        let InterpretError::Again { after, reason, .. } = error else { panic!("{status}: {error}") };
-        assert!(after == Duration::from_secs(7) && reason.contains(&status.to_string()), "{reason}");
+        // Patience is no fault of the task's.
+        let (InterpretError::Again { after, reason, .. } | InterpretError::Away { after, reason, .. }) = &error else {
+            panic!("{status}: {error}")
+        };
+        assert_eq!(matches!(error, InterpretError::Away { .. }), status != 500, "{error}");
+        assert!(*after == Duration::from_secs(7) && reason.contains(&status.to_string()), "{reason}");
     }
     for wrong in [
         OpenAiConfig { key: None, ..config(url.clone()) },
@@ -119,7 +124,7 @@ async fn a_busy_server_is_asked_again_and_a_closed_one_is_not() {
     }
     let nobody = OpenAi::new(config("http://127.0.0.1:1/v1".into())).unwrap();
     let error = nobody.interpret(&task(JobKind::Refine)).await.unwrap_err();
-    assert!(matches!(error, InterpretError::Again { .. }), "{error}");
+    assert!(matches!(error, InterpretError::Away { .. }), "{error}");
     for address in ["", "127.0.0.1:8000", "ftp://host/v1"] {
         assert!(OpenAi::new(config(address.into())).is_err(), "{address}");
     }
@@ -127,8 +132,8 @@ async fn a_busy_server_is_asked_again_and_a_closed_one_is_not() {
     assert_eq!(hosted.identity().endpoint, "models.example");
 }
 
-#[tokio::test]
-async fn a_worker_takes_features_from_pictures_to_filed_labels() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_takes_features_from_pictures_to_scored_labels() {
     let folder = tempfile::tempdir().unwrap();
     Artifacts::new(small_source(), &webp()).write(folder.path()).unwrap();
     let store = Store::open("sqlite::memory:").await.unwrap();
@@ -148,16 +153,72 @@ async fn a_worker_takes_features_from_pictures_to_filed_labels() {
     let (_stop, stopped) = watch::channel(false);
     let worker = Worker::new(store, queue.clone(), source.clone(), interpreter);
     let tally = worker.run(1, true, &stopped).await;
-    assert_eq!((tally.done, tally.failed, tally.lost), (3 + 2 * 2, 0, 0), "{tally:?}");
-    assert_eq!((tally.input_tokens, tally.output_tokens), (700, 70));
+    assert_eq!((tally.done, tally.failed, tally.lost), (3 + 2 * 3, 0, 0), "{tally:?}");
+    // A score is two questions: on the feature's pictures, and on others.
+    assert_eq!((tally.input_tokens, tally.output_tokens), (1_100, 110));
     let found = queue.list_explanations(&source.source, &[0, 1, 2]).await.unwrap();
     assert_eq!(found.keys().copied().collect::<Vec<_>>(), [0, 2]);
     for said in found.values() {
         let [said] = said.as_slice() else { panic!("{said:?}") };
         assert_eq!((said.description.as_str(), said.category), ("sitting cat", Category::Object));
         assert_eq!((said.type_name.as_str(), said.explanation_model_name.as_str()), ("lmm", MODEL));
+        let [score] = said.scores.as_slice() else { panic!("{said:?}") };
+        assert_eq!(
+            (score.explanation_score_type_name.as_str(), score.value, score.baseline),
+            ("consistency", 1.0, 1.0)
+        );
+        assert_eq!((score.interval, score.samples), (Some([1.0, 1.0]), 1));
+        assert!(score.explanation_score_model_name.starts_with(MODEL), "{score:?}");
+        assert!(score.provenance.contains("seed 0") && score.provenance.contains("95% interval"), "{score:?}");
     }
+    let kinds: Vec<(JobKind, u64)> =
+        queue.list_kinds().await.unwrap().iter().map(|kind| (kind.kind, kind.done)).collect();
+    let [explain, rest @ ..] = kinds.as_slice() else { panic!("{kinds:?}") };
+    assert_eq!(*explain, (JobKind::Explain, 3));
+    assert_eq!(rest, [JobKind::Refine, JobKind::Categorise, JobKind::Score].map(|kind| (kind, 2)));
     let status = queue.list_endpoints().await.unwrap().remove(0);
-    assert_eq!((status.done, status.input_tokens, status.output_tokens), (7, 700, 70));
+    assert_eq!((status.done, status.input_tokens, status.output_tokens), (9, 1_100, 110));
     assert!(status.name.starts_with("127.0.0.1:"), "{}", status.name);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_away_costs_no_job_a_try() {
+    let folder = tempfile::tempdir().unwrap();
+    Artifacts::new(small_source(), &webp()).write(folder.path()).unwrap();
+    let store = Store::open("sqlite::memory:").await.unwrap();
+    store.import_artifacts(folder.path()).await.unwrap();
+    let source = store.find_source("tiny", "1-res-12").await.unwrap().unwrap();
+    let queue = Queue::of_store(&store);
+    // An address that nobody listens at, until later.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let interpreter = Arc::new(OpenAi::new(config(format!("http://{address}/v1"))).unwrap());
+    let assignment = interpreter.identity().assignment(&source.source);
+    queue.enqueue(&assignment, JobKind::Explain, &[0, 2], BULK).await.unwrap();
+    let (_stop, stopped) = watch::channel(false);
+    let worker = Worker::new(store, queue.clone(), source.clone(), interpreter);
+    let working = tokio::spawn({
+        let (worker, stopped) = (worker.clone(), stopped.clone());
+        async move { worker.run(3, true, &stopped).await }
+    });
+    let waits = async || {
+        let job = queue.find_job_of(&assignment, JobKind::Explain, 0).await.unwrap().unwrap();
+        (job.state == JobState::Queued && job.reason.is_some()).then_some(job)
+    };
+    let mut job = None;
+    for _ in 0..200 {
+        job = waits().await;
+        if job.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let job = job.expect("it was put back, with the reason");
+    assert_eq!((job.tries, job.lost), (0, 0), "{job:?}");
+    helpful().serve_at(address).await;
+    let tally = tokio::time::timeout(Duration::from_secs(60), working).await.unwrap().unwrap();
+    assert_eq!((tally.done, tally.failed, tally.lost), (8, 0, 0), "{tally:?}");
+    let job = queue.find_job_of(&assignment, JobKind::Explain, 0).await.unwrap().unwrap();
+    assert_eq!((job.state, job.tries), (JobState::Done, 0));
 }

@@ -14,6 +14,7 @@ pub use dissect::Dissect;
 pub use openai::{Engine, OpenAi, OpenAiConfig};
 pub use worker::{Tally, Worker};
 
+use crate::score::Subject;
 use api::{Activation, ActivationKind, Explanation, Feature, JobKind, Source};
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeSet, future::Future, path::PathBuf, pin::Pin, time::Duration};
@@ -58,6 +59,10 @@ pub struct Task {
     pub pictures: Vec<Vec<u8>>,
     /// What earlier steps of this interpreter said.
     pub said: Option<Explanation>,
+    /// The same to be judged, with pictures where the feature fires and pictures where it does not: for a score.
+    pub subject: Option<Subject>,
+    /// The picture set, as the source names it.
+    pub image_set: String,
 }
 
 impl Task {
@@ -83,7 +88,8 @@ impl Task {
             pictures.push(picture.webp);
         }
         let said = queue.find_explanation(&interpreter.identity().assignment(&source.source), index).await?;
-        Ok(Some(Self { kind, feature, examples, pictures, said }))
+        let image_set = source.source.provenance.image_set.clone();
+        Ok(Some(Self { kind, feature, examples, pictures, said, subject: None, image_set }))
     }
 }
 
@@ -124,6 +130,9 @@ pub enum InterpretError {
     /// Worth another try, not before the given wait.
     #[error("{reason}")]
     Again { reason: String, after: Duration, usage: Usage },
+    /// Nobody would get an answer now: the server is not there, or asks for patience. No fault of the task's.
+    #[error("{reason}")]
+    Away { reason: String, after: Duration, usage: Usage },
     /// The same would happen again.
     #[error("{reason}")]
     Never { reason: String, usage: Usage },
@@ -145,6 +154,11 @@ pub trait Interpreter: Send + Sync {
     /// Pictures that an explanation looks at.
     fn pictures(&self) -> usize {
         0
+    }
+
+    /// Whether its score judges the label by pictures ([`Task::subject`]).
+    fn judges(&self) -> bool {
+        false
     }
 
     /// Does one step. May be called twice for the same task.

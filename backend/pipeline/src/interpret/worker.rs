@@ -1,23 +1,32 @@
 //! The worker: takes jobs, keeps their leases, writes what was found.
 
 use super::{Answer, InterpretError, Interpreter, Task};
+use crate::score::{SEED, Subjects};
+use api::JobKind;
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use store::{
     SourceEntry, Store, StoreError,
     jobs::{Assignment, Claim, Lease, Outcome, Queue, Usage},
 };
-use tokio::{sync::watch, task::JoinSet, time::sleep};
+use tokio::{
+    sync::{OnceCell, watch},
+    task::JoinSet,
+    time::sleep,
+};
 
 /// Between two looks at a queue that has nothing.
 const POLL: Duration = Duration::from_millis(500);
 /// After the database failed; a worker outlives its restart.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// How long an endpoint that is away is left alone: at first, and at most.
+const AWAY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
 /// What a worker did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -42,6 +51,33 @@ pub struct Worker {
     /// Unique, for leases.
     name: String,
     tally: Arc<Counters>,
+    away: Arc<Mutex<Away>>,
+    /// Opened when the first label is judged.
+    subjects: Arc<OnceCell<Subjects>>,
+}
+
+/// An endpoint that is not there, or asks for patience.
+#[derive(Debug, Default)]
+struct Away {
+    /// Times in a row.
+    times: u32,
+    /// When it may be asked again: lanes that failed beside each other are one time.
+    until: Option<Instant>,
+}
+
+impl Away {
+    /// How long it is left alone from now on, at least for `least`.
+    fn wait(&mut self, least: Duration) -> Duration {
+        let now = Instant::now();
+        if self.until.is_none_or(|until| until <= now) {
+            self.times = self.times.saturating_add(1);
+        }
+        let [first, most] = AWAY;
+        let doubled = first.saturating_mul(2u32.checked_pow(self.times.saturating_sub(1)).unwrap_or(u32::MAX));
+        let wait = doubled.min(most).max(least);
+        self.until = now.checked_add(wait);
+        wait
+    }
 }
 
 #[derive(Debug, Default)]
@@ -65,7 +101,17 @@ impl Worker {
     pub fn new(store: Store, queue: Queue, source: SourceEntry, interpreter: Arc<dyn Interpreter>) -> Self {
         let assignment = interpreter.identity().assignment(&source.source);
         let name = format!("{}-{:016x}", std::process::id(), rand::random::<u64>());
-        Self { store, queue, source, interpreter, assignment, name, tally: Arc::default() }
+        Self {
+            store,
+            queue,
+            source,
+            interpreter,
+            assignment,
+            name,
+            tally: Arc::default(),
+            away: Arc::default(),
+            subjects: Arc::default(),
+        }
     }
 
     /// Works with `at_once` jobs side by side until `stop` turns true; with `drain` also ends when nothing waits or
@@ -124,9 +170,8 @@ impl Worker {
                 Ok(Some(Duration::ZERO))
             }
             Claim::Wait(wait) => Ok(Some(wait)),
-            Claim::Paused | Claim::Full => Ok(Some(POLL)),
-            Claim::Empty => {
-                // Jobs of other workers may bring further ones, or come back.
+            // Jobs of other workers may bring further ones, or come back; a paused endpoint may go on.
+            Claim::Paused | Claim::Full | Claim::Empty => {
                 let ends = drain && self.queue.remaining(&self.assignment).await? == 0;
                 Ok((!ends).then_some(POLL))
             }
@@ -147,12 +192,23 @@ impl Worker {
                 let next = if ends { None } else { self.interpreter.next_step(job.kind) };
                 let mine = self.queue.complete(lease, &answer.outcome, answer.usage, next).await?;
                 self.count(&self.tally.done, mine, answer.usage);
+                self.away().times = 0;
+                mine
+            }
+            End::Answered(Err(InterpretError::Away { reason, after, usage })) => {
+                let wait = self.away().wait(after);
+                let endpoint = self.assignment.endpoint.as_str();
+                tracing::warn!(endpoint, reason, wait_secs = wait.as_secs(), "the endpoint is left alone for a while");
+                let mine = self.queue.hold(lease, &reason, wait, usage).await?;
+                self.spend(usage);
                 mine
             }
             End::Answered(Err(error)) => {
                 let reason = error.to_string();
                 let (retry, usage) = match error {
-                    InterpretError::Again { after, usage, .. } => (Some(after), usage),
+                    InterpretError::Again { after, usage, .. } | InterpretError::Away { after, usage, .. } => {
+                        (Some(after), usage)
+                    }
                     InterpretError::Never { usage, .. } => (None, usage),
                     InterpretError::Files { .. } => (None, Usage::default()),
                 };
@@ -178,10 +234,16 @@ impl Worker {
         let job = &lease.job;
         let interpreter = &*self.interpreter;
         let task = Task::load(&self.store, &self.queue, &self.source, interpreter, job.kind, job.index).await?;
-        let Some(task) = task else {
+        let Some(mut task) = task else {
             let reason = format!("the source has no feature {}", job.index);
             return Ok(Err(InterpretError::Never { reason, usage: Usage::default() }));
         };
+        if job.kind == JobKind::Score && interpreter.judges() {
+            let open = || Subjects::open(self.store.clone(), self.queue.clone(), self.source.clone(), SEED);
+            let of = task.said.as_ref().map(|said| said.id.clone());
+            let subjects = self.subjects.get_or_try_init(open).await?.load(job.index).await?;
+            task.subject = subjects.into_iter().find(|subject| Some(&subject.explanation.id) == of.as_ref());
+        }
         Ok(self.interpreter.interpret(&task).await)
     }
 
@@ -202,6 +264,14 @@ impl Worker {
         if mine {
             counter.fetch_add(1, Ordering::Relaxed);
         }
+        self.spend(usage);
+    }
+
+    fn away(&self) -> MutexGuard<'_, Away> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spend(&self, usage: Usage) {
         self.tally.input_tokens.fetch_add(usage.input_tokens, Ordering::Relaxed);
         self.tally.output_tokens.fetch_add(usage.output_tokens, Ordering::Relaxed);
     }
@@ -211,5 +281,27 @@ impl Worker {
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_stays_away_is_asked_less_and_less() {
+        let mut away = Away::default();
+        // Lanes that fail beside each other are one time.
+        assert_eq!([away.wait(Duration::ZERO), away.wait(Duration::ZERO)], [AWAY[0]; 2]);
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            away.until = None;
+            waits.push(away.wait(Duration::ZERO).as_secs());
+        }
+        assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60, 60, 60]);
+        assert_eq!(away.wait(Duration::from_secs(90)).as_secs(), 90, "as long as the server asks for");
+        away.times = 0;
+        away.until = None;
+        assert_eq!(away.wait(Duration::ZERO), AWAY[0]);
     }
 }

@@ -101,13 +101,19 @@ impl Judge {
                     self.count(usage);
                     return Ok(answer);
                 }
-                Err(InterpretError::Again { reason, after, usage }) if tries > 0 => {
+                Err(InterpretError::Again { reason, after, usage } | InterpretError::Away { reason, after, usage })
+                    if tries > 0 =>
+                {
                     self.count(usage);
                     let pause = after.max(wait).min(MAX_WAIT);
                     tracing::debug!(who = self.who, reason, wait_secs = pause.as_secs(), "the judge is asked again");
                     sleep(pause).await;
                     wait *= 2;
                     continue;
+                }
+                Err(InterpretError::Away { reason, after, usage }) => {
+                    self.count(usage);
+                    return Err(ScoreError::Away { who: self.who.clone(), reason, after });
                 }
                 Err(InterpretError::Again { reason, usage, .. } | InterpretError::Never { reason, usage }) => {
                     (reason, usage)

@@ -25,7 +25,10 @@ pub use peers::{Peer, Peers};
 pub use subject::{RANDOM, SHOWN, Subjects};
 
 use api::{Activation, Explanation, Feature, SteeringEffects};
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, time::Duration};
+
+/// Of all that is drawn, where nobody asks for another.
+pub const SEED: u64 = 0;
 
 /// One score of one feature's label, and the same on a random baseline.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -95,6 +98,9 @@ pub enum ScoreError {
     /// A model or a service that was asked failed, for good or for now.
     #[error("{who}: {reason}")]
     Service { who: String, reason: String },
+    /// A model or a service is not there, or asks for patience.
+    #[error("{who}: {reason}")]
+    Away { who: String, reason: String, after: Duration },
     /// The scorer cannot work with these settings or files.
     #[error("{reason}")]
     Setup { reason: String },

@@ -2,8 +2,13 @@
 
 use super::CliError;
 use crate::config::database_url;
-use pipeline::interpret::{Dissect, Engine, Interpreter, OpenAi, OpenAiConfig};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use api::Source;
+use pipeline::interpret::{Dissect, Engine, Identity, InterpretError, Interpreter, OpenAi, OpenAiConfig};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use store::{SourceEntry, Store, files::names, jobs::Queue};
 
 /// Where the features are, and where the jobs.
@@ -25,7 +30,7 @@ pub struct JobsArgs {
 }
 
 /// Who interprets.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct InterpreterArgs {
     /// Who interprets: dissect, by ground truth, or openai, a larger model behind an OpenAI-compatible server.
     #[arg(long, env = "LMM_SCOPE_INTERPRETER", value_enum, default_value_t,
@@ -56,14 +61,31 @@ pub struct LmmArgs {
     pub lmm_key: Option<String>,
 
     /// Pictures that one explanation, or one question of a score, looks at.
-    #[arg(long, env = "LMM_SCOPE_LMM_PICTURES", default_value_t = 5,
+    #[arg(long, env = "LMM_SCOPE_LMM_PICTURES", default_value_t = PICTURES,
         value_parser = clap::value_parser!(u16).range(1..=32))]
     pub lmm_pictures: u16,
 
     /// Seconds that one answer may take.
-    #[arg(long, env = "LMM_SCOPE_LMM_TIMEOUT_SECS", default_value_t = 300,
+    #[arg(long, env = "LMM_SCOPE_LMM_TIMEOUT_SECS", default_value_t = TIMEOUT_SECS,
         value_parser = clap::value_parser!(u16).range(1..))]
     pub lmm_timeout_secs: u16,
+}
+
+/// Pictures of one question: the paper's.
+const PICTURES: u16 = 5;
+const TIMEOUT_SECS: u16 = 300;
+
+impl Default for LmmArgs {
+    fn default() -> Self {
+        Self {
+            lmm_url: None,
+            lmm_name: None,
+            lmm_engine: Engine::default(),
+            lmm_key: None,
+            lmm_pictures: PICTURES,
+            lmm_timeout_secs: TIMEOUT_SECS,
+        }
+    }
 }
 
 /// An interpreter that a command may name.
@@ -127,6 +149,17 @@ impl JobsArgs {
 }
 
 impl InterpreterArgs {
+    /// What its jobs on this folder's features are known by; `None` where it cannot interpret them.
+    ///
+    /// # Errors
+    /// When the larger model's address is none.
+    pub fn identity(&self, folder: &Path, source: &Source) -> Result<Option<Identity>, InterpretError> {
+        match self.interpreter {
+            InterpreterName::Dissect => Ok(Dissect::is_possible(folder, source).then(Dissect::identity_of)),
+            InterpreterName::Openai => Ok(Some(OpenAi::new(self.lmm.config())?.identity().clone())),
+        }
+    }
+
     /// Opens it for a source; may take seconds.
     ///
     /// # Errors

@@ -33,6 +33,8 @@ mod steer;
 mod train_sae;
 mod work;
 
+pub use jobs::{InterpreterArgs, InterpreterName, LmmArgs};
+
 pub use activations::ActivationsArgs;
 pub use attribute::AttributeArgs;
 pub use cache::CacheArgs;

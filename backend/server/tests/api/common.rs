@@ -9,6 +9,7 @@ use axum::{
 use image::{ImageFormat, RgbImage};
 use serde::de::DeserializeOwned;
 use server::{
+    cli::InterpreterArgs,
     config::{ComputeArgs, EngineChoice, ServeArgs},
     engine::{Engine, EngineSpec},
 };
@@ -73,6 +74,7 @@ pub fn serve_args(folder: &Path) -> ServeArgs {
         engine: EngineChoice::Local,
         compute: ComputeArgs::default(),
         engine_queue: 8,
+        by: InterpreterArgs::default(),
     }
 }
 

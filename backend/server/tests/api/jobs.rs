@@ -1,10 +1,19 @@
 //! The queue over HTTP: what is shown, what a visitor may ask for, and an explanation that arrives on its feature.
 
-use crate::common::{SOURCE, Server, server};
+use crate::common::{SOURCE, Server, serve_args, server};
 use api::{Category, ErrorCode, Feature, Job, JobKind, JobList, JobState, KindStatus};
 use axum::{body::Body, http::Request};
 use pipeline::interpret::Identity;
-use server::{AppState, catalogue::Catalogue, encoder::Encoder, engine::Engine, router::router, weights::Weights};
+use server::{
+    AppState,
+    catalogue::Catalogue,
+    cli::{InterpreterArgs, InterpreterName, LmmArgs},
+    config::ServeArgs,
+    encoder::Encoder,
+    engine::Engine,
+    router::router,
+    weights::Weights,
+};
 use std::sync::Arc;
 use store::{
     Store,
@@ -97,6 +106,30 @@ async fn what_does_not_exist_or_nobody_does_is_refused() {
     let empty = without.json::<JobList>("/api/v1/jobs").await;
     assert!(empty.now > 0);
     assert_eq!(empty, JobList { per_page: 48, now: empty.now, ..JobList::default() });
+}
+
+#[tokio::test]
+async fn visitors_ask_the_interpreter_that_the_server_was_given() {
+    let folder = server().await.folder;
+    let lmm = LmmArgs {
+        lmm_url: Some("http://127.0.0.1:1/v1".into()),
+        lmm_name: Some("some/vision-model".into()),
+        ..LmmArgs::default()
+    };
+    let by = InterpreterArgs { interpreter: InterpreterName::Openai, lmm };
+    let args = ServeArgs { by: by.clone(), ..serve_args(folder.path()) };
+    let (router, _store) = server::serve::app(&args).await.unwrap();
+    let server = Server { router, folder };
+    let job = ask(&server, 3).await;
+    assert_eq!((job.interpreter.as_str(), job.endpoint.as_str()), ("some/vision-model", "127.0.0.1:1"));
+    assert_eq!((job.state, job.priority), (JobState::Queued, VISITOR));
+    // `work` with the same flags finds it under the same name.
+    let source: api::Source = server.json(SOURCE).await;
+    let identity = by.identity(server.folder.path(), &source).unwrap().unwrap();
+    assert_eq!(identity.prompt_hash, job.prompt_hash);
+    let wrong = InterpreterArgs { lmm: LmmArgs { lmm_url: Some("nowhere".into()), ..by.lmm.clone() }, ..by };
+    let args = ServeArgs { by: wrong, ..serve_args(server.folder.path()) };
+    assert!(server::serve::app(&args).await.is_err(), "no address");
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use pipeline::interpret::{Engine, OpenAiConfig};
 use serde_json::{Value, json};
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -56,7 +57,12 @@ impl Double {
 
     /// Listens; gives its address.
     pub async fn serve(&self) -> String {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.serve_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// Listens there.
+    pub async fn serve_at(&self, address: SocketAddr) -> String {
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let routes = Router::new().route("/v1/chat/completions", post(chat));
         let app = routes.layer(DefaultBodyLimit::max(16 << 20)).with_state(self.clone());

@@ -127,7 +127,10 @@ async fn a_model_without_eyes_is_named_as_the_reason() {
     let (examples, pictures) = (vec![example], vec![picture.into_inner()]);
     let task = Task { kind: JobKind::Explain, examples, pictures, ..Task::default() };
     let error = interpreter.interpret(&task).await.unwrap_err();
-    let (InterpretError::Again { reason, .. } | InterpretError::Never { reason, .. }) = &error else {
+    let (InterpretError::Again { reason, .. }
+    | InterpretError::Never { reason, .. }
+    | InterpretError::Away { reason, .. }) = &error
+    else {
         panic!("{error}")
     };
     assert!(reason.contains("image input is not supported"), "{reason}");

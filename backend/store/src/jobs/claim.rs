@@ -25,12 +25,12 @@ pub enum Claim {
     Paused,
     /// As many jobs run at the endpoint as may.
     Full,
-    /// The endpoint's jobs per minute are used up for so long.
+    /// The endpoint's jobs per minute are used up, or it is held, for so long.
     Wait(Duration),
 }
 
 /// An endpoint's row, as a claim needs it.
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
 struct Limits {
     paused: i64,
     max_running: i64,
@@ -109,7 +109,7 @@ impl Queue {
             if taken.is_some() && limits.per_minute > 0 {
                 sqlx::query("UPDATE job_endpoint SET next_start = $2 WHERE name = $1")
                     .bind(endpoint)
-                    .bind(limits.next_start.max(now) + 60_000 / limits.per_minute)
+                    .bind(limits.next_start.max(now) + limits.spacing())
                     .execute(&mut *transaction)
                     .await?;
             }
@@ -182,8 +182,13 @@ impl Limits {
         if running >= self.max_running {
             return Some(Claim::Full);
         }
-        let wait = if self.per_minute > 0 { self.next_start - now } else { 0 };
+        let wait = self.next_start - now;
         (wait > 0).then(|| Claim::Wait(Duration::from_millis(wait.unsigned_abs())))
+    }
+
+    /// Milliseconds from one start to the next, where they are limited: never too few.
+    fn spacing(&self) -> i64 {
+        (60_000 + self.per_minute - 1) / self.per_minute.max(1)
     }
 }
 
@@ -197,7 +202,11 @@ mod tests {
         assert_eq!(limits.refuse(0, 5_000), None);
         assert_eq!(limits.refuse(0, 4_000), Some(Claim::Wait(Duration::from_secs(1))));
         assert_eq!(limits.refuse(2, 9_000), Some(Claim::Full));
-        assert_eq!(Limits { per_minute: 0, ..limits }.refuse(1, 0), None);
+        let held = Limits { per_minute: 0, ..limits };
+        assert_eq!(held.refuse(1, 4_500), Some(Claim::Wait(Duration::from_millis(500))), "held, whatever the limits");
+        assert_eq!(held.refuse(1, 5_000), None);
+        let spacing = |per_minute| Limits { per_minute, ..held }.spacing();
+        assert_eq!([1, 60, 7_000, 60_000, 1_000_000].map(spacing), [60_000, 1_000, 9, 1, 1]);
         let paused = Limits { paused: 1, max_running: 2, per_minute: 0, next_start: 0 };
         assert_eq!(paused.refuse(0, 0), Some(Claim::Paused));
     }

@@ -25,7 +25,7 @@ pub struct Enqueued {
 
 impl Queue {
     /// Enqueues the first step for these features. What is known already is not made twice; a cancelled job waits
-    /// again, and one that waits moves up to `priority`.
+    /// again, and one that waits or runs moves up to `priority`, whatever the step.
     ///
     /// # Errors
     /// When the database fails; nothing is enqueued then.
@@ -50,7 +50,13 @@ impl Queue {
                 update.push_bind(JobState::Queued.as_str());
                 // The interpreter may have moved to another address.
                 update.push(", endpoint = ").push_bind(assignment.endpoint.as_str());
-                update.push(", ended_at = NULL, run_at = CASE WHEN state = 'cancelled' THEN ");
+                // A cancelled one starts anew.
+                update.push(", ended_at = NULL");
+                for (column, value) in [("tries", "0"), ("lost", "0"), ("reason", "NULL")] {
+                    let anew = format!(", {column} = CASE WHEN state = 'cancelled' THEN {value} ELSE {column} END");
+                    update.push(anew);
+                }
+                update.push(", run_at = CASE WHEN state = 'cancelled' THEN ");
                 update.push_bind(now).push(" ELSE run_at END, priority = CASE WHEN priority < ");
                 update.push_bind(priority).push(" THEN ").push_bind(priority).push(" ELSE priority END");
                 update.push(" WHERE (state = 'cancelled' OR (state = 'queued' AND (priority < ").push_bind(priority);
@@ -67,6 +73,22 @@ impl Queue {
                 }
                 update.push(")");
                 done.raised += update.build().execute(&mut *transaction).await?.rows_affected();
+
+                // Whoever waits for a feature waits for its other steps as well; one that runs hands its priority on.
+                let mut steps = sqlx::QueryBuilder::<Db>::new("UPDATE job SET priority = ");
+                steps.push_bind(priority).push(" WHERE state IN ('queued', 'running') AND priority < ");
+                steps.push_bind(priority).push(" AND model_id = ").push_bind(assignment.model_id.as_str());
+                steps.push(" AND source_id = ").push_bind(assignment.source_id.as_str());
+                steps.push(" AND sae_revision = ").push_bind(assignment.sae_revision.as_str());
+                steps.push(" AND interpreter = ").push_bind(assignment.interpreter.as_str());
+                steps.push(" AND prompt_hash = ").push_bind(assignment.prompt_hash.as_str());
+                steps.push(" AND feature IN (");
+                let mut list = steps.separated(", ");
+                for feature in chunk {
+                    list.push_bind(i64::from(*feature));
+                }
+                steps.push(")");
+                steps.build().execute(&mut *transaction).await?;
 
                 let mut insert = sqlx::QueryBuilder::<Db>::new(
                     "INSERT INTO job (model_id, source_id, sae_revision, feature, kind, interpreter, prompt_hash,

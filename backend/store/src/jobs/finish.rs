@@ -5,6 +5,9 @@ use crate::{StoreError, begin::begin};
 use api::{Category, JobKind, JobState, Score};
 use std::time::Duration;
 
+/// Adds to what a job took.
+const SPENT: &str = "UPDATE job SET input_tokens = input_tokens + $2, output_tokens = output_tokens + $3 WHERE id = $1";
+
 /// Tokens that a try took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -51,7 +54,7 @@ impl Outcome {
 
 impl Queue {
     /// Writes what a job found, ends the job, and enqueues the `next` step, all or nothing. `false`: the job is no
-    /// longer this worker's, and nothing was written.
+    /// longer this worker's, and nothing was written but what it took.
     ///
     /// # Errors
     /// When the database fails; nothing is written then.
@@ -83,7 +86,13 @@ impl Queue {
             .execute(&mut *transaction)
             .await?;
             if ended.rows_affected() == 0 {
-                transaction.rollback().await?;
+                sqlx::query(SPENT)
+                    .bind(job.id)
+                    .bind(tokens(usage.input_tokens))
+                    .bind(tokens(usage.output_tokens))
+                    .execute(&mut *transaction)
+                    .await?;
+                transaction.commit().await?;
                 return Ok(false);
             }
             if let Outcome::Explained { description, category, type_name, author } = outcome {
@@ -182,7 +191,55 @@ impl Queue {
             .await?
             .rows_affected()
         });
+        if failed == 0 {
+            self.spend(lease, usage).await?;
+        }
         Ok(failed > 0)
+    }
+
+    /// Puts a job back because its endpoint is away or too busy for anybody: that is no try of the job's. No job starts
+    /// there for `wait`. `false`: the job is no longer this worker's.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn hold(&self, lease: &Lease, reason: &str, wait: Duration, usage: Usage) -> Result<bool, StoreError> {
+        let held = on_pool!(self, |pool, dialect, Db| {
+            let mut transaction = begin(pool, dialect.begin).await?;
+            sqlx::query(&format!(
+                "UPDATE job_endpoint SET next_start = CASE WHEN next_start < {now} + $2 THEN {now} + $2
+                     ELSE next_start END WHERE name = $1",
+                now = dialect.now
+            ))
+            .bind(lease.job.endpoint.as_str())
+            .bind(millis(wait))
+            .execute(&mut *transaction)
+            .await?;
+            let held = sqlx::query(
+                "UPDATE job SET state = 'queued', lease = NULL, lease_until = NULL, reason = $3
+                 WHERE id = $1 AND lease = $2 AND state = 'running'",
+            )
+            .bind(lease.job.id)
+            .bind(lease.token.as_str())
+            .bind(reason)
+            .execute(&mut *transaction)
+            .await?
+            .rows_affected();
+            transaction.commit().await?;
+            held
+        });
+        self.spend(lease, usage).await?;
+        Ok(held > 0)
+    }
+
+    /// Adds to what a job took, whosever it is now: the tokens are gone.
+    async fn spend(&self, lease: &Lease, usage: Usage) -> Result<(), StoreError> {
+        if usage != Usage::default() {
+            on_pool!(self, |pool, _dialect, Db| {
+                let spent = sqlx::query(SPENT).bind(lease.job.id).bind(tokens(usage.input_tokens));
+                spent.bind(tokens(usage.output_tokens)).execute(pool).await?;
+            });
+        }
+        Ok(())
     }
 
     /// The wait after so many failed tries.

@@ -8,6 +8,8 @@
 //!   that the next claim at the endpoint puts it back. All times are the database's.
 //! - *Order.* Higher priority first, then the older job. A failed try waits, each time twice as long; after
 //!   [`Rules::max_tries`], or at once when trying again is useless, the job is dead and keeps the reason.
+//! - *Holds.* A server that is away, or asks for patience, is nobody's failed try: the job goes back and the endpoint
+//!   starts nothing for a while.
 //! - *Limits* are those of an endpoint over all workers: a claim locks the endpoint's row, so that two workers cannot
 //!   both take the last free place.
 
@@ -23,7 +25,7 @@ pub use claim::{Claim, Lease};
 pub use control::JobFilter;
 pub use enqueue::{BULK, Enqueued, VISITOR};
 pub use finish::{Outcome, Usage};
-pub use read::Found;
+pub use read::{Found, today};
 pub use scores::{ComputedScore, add_scores};
 
 use crate::{Store, StoreError};

@@ -1,6 +1,6 @@
 //! What people see of the queue, and what came out of it.
 
-use super::{Assignment, JobFilter, Queue, control::push_filter, on_pool, row};
+use super::{Assignment, JobFilter, Queue, control::push_filter, millis, on_pool, row};
 use crate::StoreError;
 use api::{Category, EndpointStatus, Explanation, Job, JobKind, JobState, KindStatus, Score};
 use std::collections::BTreeMap;
@@ -279,6 +279,12 @@ impl ExplanationRow {
             prompt_hash: self.prompt_hash,
         })
     }
+}
+
+/// `YYYY-MM-DD`, in UTC, by this machine's clock.
+pub fn today() -> String {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    date(millis(since))
 }
 
 /// `YYYY-MM-DD` of milliseconds since 1970, in UTC (days to civil, Howard Hinnant's algorithm).

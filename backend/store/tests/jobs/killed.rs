@@ -85,7 +85,7 @@ async fn each_feature_is_explained_once_on_sqlite() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn each_feature_is_explained_once_on_postgres() {
-    let Some(server) = postgres::start() else { return };
+    let server = postgres::start();
     let queue = server.queue("killed").await;
     each_once(queue).await;
 }

@@ -18,17 +18,12 @@ pub struct Server {
     user: Option<&'static str>,
 }
 
-/// Starts a server, or says on stderr that there is none to start.
+/// Starts a server.
 ///
 /// # Panics
-/// When Postgres is installed and does not start: that is not a reason to pass.
-pub fn start() -> Option<Server> {
-    let Some(bin) = installed() else {
-        eprintln!(
-            "SKIPPED: Postgres is not installed (no initdb in PATH or /usr/lib/postgresql); install `postgresql`"
-        );
-        return None;
-    };
+/// When Postgres is not installed, or does not start: neither is a reason to pass.
+pub fn start() -> Server {
+    let bin = installed().expect("no initdb in PATH or /usr/lib/postgresql; `cargo xtask setup` installs Postgres");
     let folder = tempfile::Builder::new().prefix("pg").tempdir().unwrap();
     let user = is_root().then(|| USERS.into_iter().find(|user| exists(user)).expect("no user that initdb accepts"));
     let server = Server { bin, folder, user };
@@ -48,7 +43,7 @@ pub fn start() -> Option<Server> {
     checked(
         server.command("pg_ctl").args(["start", "-w", "-t", "60", "-o", &options, "-l"]).arg(log).arg("-D").arg(&data),
     );
-    Some(server)
+    server
 }
 
 impl Server {

@@ -19,7 +19,7 @@ macro_rules! rules {
 
         #[tokio::test]
         async fn every_rule_on_postgres() {
-            let Some(server) = postgres::start() else { return };
+            let server = postgres::start();
             $(
                 eprintln!("{}", stringify!($rule));
                 let queue = server.queue(stringify!($rule)).await.with_rules(RULES);
@@ -40,6 +40,9 @@ rules!(
     a_heartbeat_keeps_a_job,
     a_job_that_kills_its_workers_ends,
     a_given_back_job_has_not_been_tried,
+    an_endpoint_that_is_away_is_no_jobs_fault,
+    what_a_lost_job_took_counts,
+    all_steps_of_what_a_visitor_asks_for_go_first,
     cancelled_jobs_stay_cancelled_until_they_are_asked_for,
     a_paused_endpoint_starts_nothing,
     an_endpoint_runs_so_many_at_once,
@@ -231,6 +234,51 @@ async fn a_given_back_job_has_not_been_tried(queue: Queue) {
     assert_eq!((again.job.tries, again.job.lost), (0, 0));
 }
 
+async fn an_endpoint_that_is_away_is_no_jobs_fault(queue: Queue) {
+    enqueue(&queue, &[1, 2]).await;
+    let (first, second) = (take(&queue).await, take(&queue).await);
+    let usage = Usage { input_tokens: 5, output_tokens: 1 };
+    let wait = Duration::from_millis(300);
+    assert!(queue.hold(&first, "connection refused", wait, usage).await.unwrap());
+    // A shorter hold does not end a longer one.
+    assert!(queue.hold(&second, "connection refused", Duration::ZERO, Usage::default()).await.unwrap());
+    assert!(!queue.hold(&second, "connection refused", Duration::ZERO, Usage::default()).await.unwrap());
+    let Claim::Wait(left) = queue.claim(&assignment(), "w").await.unwrap() else { panic!("it is not held") };
+    assert!(left <= wait, "{left:?}");
+    let job = state(&queue, 1).await;
+    assert_eq!((job.state, job.tries, job.lost), (JobState::Queued, 0, 0));
+    assert_eq!((job.reason.as_deref(), job.input_tokens), (Some("connection refused"), 5));
+    sleep(left + Duration::from_millis(20)).await;
+    assert_eq!(take(&queue).await.job.index, 1);
+}
+
+async fn what_a_lost_job_took_counts(queue: Queue) {
+    enqueue(&queue, &[1]).await;
+    let usage = Usage { input_tokens: 7, output_tokens: 2 };
+    let lease = take(&queue).await;
+    queue.cancel(&JobFilter::default()).await.unwrap();
+    assert!(!queue.complete(&lease, &explained("too late"), usage, None).await.unwrap());
+    assert!(!queue.fail(&lease, "too late", None, usage).await.unwrap());
+    let job = state(&queue, 1).await;
+    assert_eq!((job.state, job.input_tokens, job.output_tokens), (JobState::Cancelled, 14, 4));
+    assert_eq!(queue.count_explanations().await.unwrap(), 0);
+}
+
+async fn all_steps_of_what_a_visitor_asks_for_go_first(queue: Queue) {
+    enqueue(&queue, &[1, 2, 3]).await;
+    let (first, second) = (take(&queue).await, take(&queue).await);
+    assert!(queue.complete(&first, &explained("a cat"), Usage::default(), Some(JobKind::Refine)).await.unwrap());
+    // Of feature 1 a later step waits, feature 2 runs.
+    queue.enqueue(&assignment(), JobKind::Explain, &[1, 2], VISITOR).await.unwrap();
+    assert!(queue.complete(&second, &explained("a dog"), Usage::default(), Some(JobKind::Refine)).await.unwrap());
+    let mut order = Vec::new();
+    for _ in 0..3 {
+        let job = take(&queue).await.job;
+        order.push((job.index, job.kind, job.priority));
+    }
+    assert_eq!(order, [(1, JobKind::Refine, VISITOR), (2, JobKind::Refine, VISITOR), (3, JobKind::Explain, BULK)]);
+}
+
 async fn cancelled_jobs_stay_cancelled_until_they_are_asked_for(queue: Queue) {
     enqueue(&queue, &[1, 2, 3]).await;
     let running = take(&queue).await;
@@ -246,6 +294,15 @@ async fn cancelled_jobs_stay_cancelled_until_they_are_asked_for(queue: Queue) {
     assert_eq!(enqueue(&queue, &[2]).await, Enqueued { new: 0, raised: 1, known: 0 });
     assert_eq!(take(&queue).await.job.index, 2);
     assert_eq!(queue.retry(&JobFilter::default()).await.unwrap(), 2);
+    // Whoever asks for a cancelled job asks for a new start.
+    let tried = take(&queue).await;
+    assert!(queue.fail(&tried, "503", Some(Duration::ZERO), Usage::default()).await.unwrap());
+    assert_eq!(state(&queue, tried.job.index).await.tries, 1);
+    let one = JobFilter { id: Some(tried.job.id), ..JobFilter::default() };
+    assert_eq!(queue.cancel(&one).await.unwrap(), 1);
+    assert_eq!(enqueue(&queue, &[tried.job.index]).await.raised, 1);
+    let job = state(&queue, tried.job.index).await;
+    assert_eq!((job.state, job.tries, job.lost, job.reason), (JobState::Queued, 0, 0, None));
 }
 
 async fn a_paused_endpoint_starts_nothing(queue: Queue) {

@@ -28,7 +28,9 @@ pub(super) struct Reply {
 /// Why it said nothing.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The server cannot be reached, is busy or broken.
+    /// The server is not there, or asks for patience.
+    Away { reason: String, after: Duration },
+    /// The server is broken, or the connection broke.
     Again { reason: String, after: Duration },
     /// The server does not take this request.
     Refused { reason: String },
@@ -96,7 +98,10 @@ impl Client {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key);
         }
-        let unreachable = |error: reqwest::Error| Failure::Again { reason: causes(&error), after: Duration::ZERO };
+        let unreachable = |error: reqwest::Error| {
+            let (reason, after) = (causes(&error), Duration::ZERO);
+            if error.is_connect() { Failure::Away { reason, after } } else { Failure::Again { reason, after } }
+        };
         let response = request.send().await.map_err(unreachable)?;
         let status = response.status();
         if !status.is_success() {
@@ -119,7 +124,8 @@ impl Client {
 fn refusal(status: StatusCode, said: &str, after: Duration) -> Failure {
     let reason = format!("the server answered {status}: {}", said.trim());
     match status.as_u16() {
-        408 | 425 | 429 | 500..=599 => Failure::Again { reason, after },
+        429 | 503 => Failure::Away { reason, after },
+        408 | 425 | 500..=599 => Failure::Again { reason, after },
         400 | 422 => Failure::Refused { reason },
         _ => Failure::Never { reason },
     }
@@ -140,6 +146,7 @@ impl Failure {
     /// `usage`: what earlier requests of the same try took.
     pub(super) fn into_error(self, usage: Usage) -> InterpretError {
         match self {
+            Self::Away { reason, after } => InterpretError::Away { reason, after, usage },
             Self::Again { reason, after } => InterpretError::Again { reason, after, usage },
             Self::Refused { reason } | Self::Never { reason } => InterpretError::Never { reason, usage },
         }

@@ -1,7 +1,8 @@
-//! A larger model behind an OpenAI-compatible server (vLLM, SGLang, others) explains, refines and categorises.
+//! A larger model behind an OpenAI-compatible server (vLLM, SGLang, others) explains, refines, categorises and scores.
 //!
 //! The prompts are `backend/pipeline/prompts/*.md`; their hash is part of every job and explanation. Instructions come
-//! first and never change, so that a server's prefix cache has them; the pictures come after them.
+//! first and never change, so that a server's prefix cache has them; the pictures come after them. The score is
+//! [`Consistency`], by the same model; what it is asked with is part of the score's author.
 
 mod answer;
 mod client;
@@ -11,11 +12,12 @@ pub(crate) use client::Client;
 pub(crate) use question::{Question, read_json, wrong};
 
 use super::{Answer, Identity, InterpretError, Interpreter, Pending, Task, masked, prompt_hash};
+use crate::score::{SEED, ScoreError, Scorer, consistency::Consistency, judge::Judge};
 use answer::Step;
 use api::JobKind;
 use serde_json::{Value, json};
-use std::time::Duration;
-use store::jobs::{Outcome, Usage};
+use std::{sync::Arc, time::Duration};
+use store::jobs::{ComputedScore, Outcome, Usage, today};
 
 /// Tokens that an answer may have.
 const MAX_TOKENS: u32 = 300;
@@ -84,6 +86,45 @@ impl OpenAi {
         Ok(Answer { outcome: self.signed(outcome), usage })
     }
 
+    /// Whether the label fits the pictures on which the feature fires.
+    async fn score(&self, task: &Task) -> Result<Answer, InterpretError> {
+        let setup = |reason: String| InterpretError::Never { reason, usage: Usage::default() };
+        let subject = task.subject.as_ref().ok_or_else(|| setup("there is no explanation to score".into()))?;
+        // The queue tries again; a judge of its own counts what this task takes.
+        let judge = Judge::new(&self.config).map_err(|error| setup(error.to_string()))?.with_tries(1);
+        let judge = Arc::new(judge);
+        let scorer = Consistency::new(judge.clone());
+        let measured = scorer.score(subject).await;
+        let usage = judge.usage();
+        let measured = measured.map_err(|error| match error {
+            ScoreError::Away { reason, after, .. } => InterpretError::Away { reason, after, usage },
+            ScoreError::Service { .. } => {
+                InterpretError::Again { reason: error.to_string(), after: Duration::ZERO, usage }
+            }
+            other => InterpretError::Never { reason: other.to_string(), usage },
+        })?;
+        let Some(measured) = measured else {
+            let reason = "there are no pictures to judge the label by".to_owned();
+            return Ok(Answer { outcome: Outcome::Nothing { reason }, usage });
+        };
+        let computed = ComputedScore {
+            feature: task.feature.index,
+            explanation: subject.explanation.id.clone(),
+            description: subject.explanation.description.clone(),
+            type_name: scorer.type_name().to_owned(),
+            author: scorer.author().to_owned(),
+            value: measured.value,
+            baseline: measured.baseline,
+            interval: measured.interval,
+            samples: measured.samples,
+            effects: None,
+            seed: SEED,
+            image_set: task.image_set.clone(),
+            created_at: today(),
+        };
+        Ok(Answer { outcome: Outcome::Scored { scores: vec![computed.into()] }, usage })
+    }
+
     /// The masked pictures, strongest first.
     fn parts(&self, task: &Task) -> Result<Value, String> {
         if task.pictures.is_empty() {
@@ -115,14 +156,18 @@ impl Interpreter for OpenAi {
     }
 
     fn steps(&self) -> &[JobKind] {
-        &[JobKind::Explain, JobKind::Refine, JobKind::Categorise]
+        &[JobKind::Explain, JobKind::Refine, JobKind::Categorise, JobKind::Score]
     }
 
     fn pictures(&self) -> usize {
         self.config.pictures
     }
 
+    fn judges(&self) -> bool {
+        true
+    }
+
     fn interpret<'a>(&'a self, task: &'a Task) -> Pending<'a> {
-        Box::pin(self.ask(task))
+        Box::pin(async move { if task.kind == JobKind::Score { self.score(task).await } else { self.ask(task).await } })
     }
 }
